@@ -1,0 +1,1 @@
+"""Speed against the peers, measured side by side in one run."""

@@ -1,0 +1,1 @@
+"""Mask R-CNN: the model, inference and training."""

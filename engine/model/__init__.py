@@ -1,0 +1,1 @@
+"""What the paper describes: configuration, modules, weights."""

@@ -1,0 +1,1 @@
+"""Training: data, augmentation, the loop, evaluation. Nothing is here yet."""

@@ -1,0 +1,31 @@
+"""The GPU ops of Mask R-CNN and their twins in plain torch; they know nothing of the model.
+
+Names are imported on first use, so that the parts that need numpy alone work without torch.
+"""
+
+from importlib import import_module
+from typing import Any
+
+_PUBLIC = {
+    "PasteRule": ".paste_rule",
+    "batched_nms": ".nms",
+    "masks_to_rle": ".rle",
+    "nms": ".nms",
+    "paste_masks": ".paste_masks",
+    "pyramid_roi_align": ".roi_align",
+    "roi_align": ".roi_align",
+    "roi_pool": ".roi_align",
+    "segmented_nms": ".nms",
+}
+
+__all__ = list(_PUBLIC)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        return getattr(import_module(_PUBLIC[name], __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
