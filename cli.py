@@ -1,0 +1,332 @@
+"""The command line: ``trimask demo | predict | convert | info``.
+
+Results go to stdout, progress and complaints to stderr. Exit status: 0, all done; 1, something failed (a bad picture
+among many does not stop the others); 2, wrong usage; 130, interrupted.
+"""
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import sys
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from . import __version__
+
+if TYPE_CHECKING:
+    from .engine.inference.predictor import Predictor
+    from .engine.inference.result import Result
+
+__all__ = ["main"]
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        return options.run(options)
+    except KeyboardInterrupt:
+        print("trimask: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader went away, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (ValueError, OSError, ImportError) as error:
+        print(f"trimask: {error}", file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "trimask",
+        description="Mask R-CNN: exact, fast, easy to install.",
+        epilog="example:\n  trimask predict photo.jpg --output found/\n\n`trimask VERB --help` explains a verb.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"trimask {__version__}")
+    verbs = parser.add_subparsers(metavar="VERB", required=True)
+
+    def verb(name: str, run: Any, summary: str, epilog: str) -> argparse.ArgumentParser:
+        added = verbs.add_parser(
+            name,
+            help=summary,
+            description=summary[0].upper() + summary[1:] + ".",
+            epilog=epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        added.set_defaults(run=run)
+        return added
+
+    demo = verb(
+        "demo",
+        _demo,
+        "segment a photograph with the bundled model",
+        "examples:\n  trimask demo\n  trimask demo holiday.jpg --output found/",
+    )
+    demo.add_argument("picture", nargs="?", help="a picture of people; by default a portrait that matplotlib brings")
+    demo.add_argument("--output", type=Path, default=Path("demo-output"), help="folder to write to (%(default)s)")
+    _add_model_options(demo)
+
+    predict = verb(
+        "predict",
+        _predict,
+        "find objects and their masks in pictures",
+        "examples:\n"
+        "  trimask predict photo.jpg\n"
+        "  trimask predict photos/ more/*.png --weights r50.safetensors --score 0.7 --output found/\n"
+        "  trimask predict photos/ --json > found.jsonl",
+    )
+    predict.add_argument("sources", nargs="+", metavar="PICTURE", help="pictures, folders, or quoted patterns")
+    predict.add_argument(
+        "--weights", "-w", default="people", help="checkpoint or published name (%(default)s, bundled)"
+    )
+    predict.add_argument("--output", "-o", type=Path, help="folder for overlays and detections.json (trimask-output)")
+    predict.add_argument("--no-overlays", action="store_true", help="write detections.json alone")
+    predict.add_argument(
+        "--json", action="store_true", help="one JSON object per picture on stdout, no tables; files only with --output"
+    )
+    predict.add_argument("--batch-size", type=int, default=1, metavar="N", help="pictures at a time (%(default)s)")
+    predict.add_argument("--max-detections", type=int, metavar="N", help="per picture (the model's: mostly 100)")
+    predict.add_argument("--resize", type=int, metavar="PIXELS", help="short side inside the network (the model's)")
+    _add_model_options(predict)
+    _add_checkpoint_options(predict)
+
+    convert = verb(
+        "convert",
+        _convert,
+        "turn a checkpoint of torchvision, Detectron2 or MMDetection into safetensors",
+        "Architecture and class count are read from the checkpoint's keys; the options say what keys cannot.\n\n"
+        "examples:\n"
+        "  trimask convert model_final_f10217.pkl r50.safetensors\n"
+        "  trimask convert mine.pth mine.safetensors --classes cat dog --min-size 640 --half",
+    )
+    convert.add_argument("source", help="checkpoint, or the name of a published model")
+    convert.add_argument("target", type=Path, help="the .safetensors file to write")
+    convert.add_argument("--half", action="store_true", help="store float16: half the size")
+    convert.add_argument("--json", action="store_true", help="report as JSON")
+    _add_checkpoint_options(convert)
+
+    info = verb("info", _info, "show versions, device and kernels in use", "example:\n  trimask info --models")
+    info.add_argument("--models", action="store_true", help="list the published models that load by name")
+    info.add_argument("--json", action="store_true", help="as JSON")
+    return parser
+
+
+def _add_model_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--score", type=float, default=0.5, help="lowest score to report (%(default)s; 0.05 to evaluate)"
+    )
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (the GPU if there is one)")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="precision (%(default)s)")
+
+
+def _add_checkpoint_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("what a foreign checkpoint's keys cannot say (default: its family's convention)")
+    group.add_argument("--min-size", type=int, metavar="PIXELS", help="short side of the resized picture")
+    group.add_argument("--max-size", type=int, metavar="PIXELS", help="limit of its long side")
+    group.add_argument("--anchor-sizes", type=float, nargs="+", metavar="SIZE", help="one for each of the five levels")
+    group.add_argument("--aspect-ratios", type=float, nargs="+", metavar="RATIO", help="of anchors, height over width")
+    group.add_argument("--activation", choices=("relu", "relu6"), help="of a MobileNetV2 trunk")
+    group.add_argument("--norm-eps", type=float, metavar="EPS", help="epsilon of the trunk's batch norms")
+    group.add_argument("--classes", nargs="+", metavar="NAME", help="names of the foreground classes, in order")
+    group.add_argument("--style", choices=("pytorch", "caffe"), help="of an MMDetection trunk")
+
+
+def _checkpoint_options(options: argparse.Namespace) -> dict[str, Any]:
+    names = ("min_size", "max_size", "anchor_sizes", "aspect_ratios", "activation", "norm_eps", "classes", "style")
+    return {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+
+
+def _load(options: argparse.Namespace, weights: str, **more: Any) -> "Predictor":
+    import torch
+
+    from .engine.inference.predictor import load
+
+    return load(weights, device=options.device, dtype=getattr(torch, options.dtype), score=options.score, **more)
+
+
+def _demo(options: argparse.Namespace) -> int:
+    console = Console()
+    picture = Path(options.picture) if options.picture else _portrait()
+    predictor = _load(options, "people")
+    predictor.predict(picture)  # the first call also pays for the allocation of every buffer
+    result = predictor.predict(picture)
+    options.output.mkdir(parents=True, exist_ok=True)
+    overlay = result.save(options.output / f"{picture.stem}.png")
+    found = result.save(options.output / f"{picture.stem}.json")
+    _print_result(console, result)
+    console.print(f"overlay   {overlay}\nCOCO JSON {found}", soft_wrap=True, highlight=False)
+    return 0
+
+
+def _portrait() -> Path:
+    try:
+        from matplotlib import get_data_path
+    except ImportError:
+        raise ImportError(
+            "demo: expected matplotlib, whose sample portrait is the default picture; pip install matplotlib, "
+            "or name a picture: trimask demo PICTURE"
+        ) from None
+    return Path(get_data_path()) / "sample_data" / "grace_hopper.jpg"
+
+
+def _predict(options: argparse.Namespace) -> int:
+    from .engine.inference.pictures import expand
+    from .engine.inference.result import to_dataset
+
+    console, errors = Console(), Console(stderr=True)
+    sources = list(expand(options.sources))
+    predictor = _load(
+        options,
+        options.weights,
+        max_detections=options.max_detections,
+        resize=options.resize,
+        **_checkpoint_options(options),
+    )
+    output = options.output or (None if options.json else Path("trimask-output"))
+    if output:
+        output.mkdir(parents=True, exist_ok=True)
+    names = _unique_names(sources)
+    done: list[Result] = []
+    failed = 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # failures are reported here
+        stream = predictor.predict(sources, batch_size=options.batch_size, stream=True)
+        for source, name, result in zip(sources, names, _progress(stream, len(sources), errors), strict=True):
+            if result.error is not None:
+                failed += 1
+                print(f"trimask: {source}: {result.error}", file=sys.stderr)
+            elif output and not options.no_overlays:
+                result.save(output / f"{name}.jpg")
+            if options.json:
+                print(json.dumps(_record(source, result)), flush=True)
+            elif result.error is None:
+                _print_result(console, result, brief=len(sources) > 3)
+            done.append(result.without_picture())  # keep what is small
+    if output:
+        classes = dict(zip(predictor.config.category_ids, predictor.config.class_names, strict=True))
+        written = to_dataset([result for result in done if result.error is None], classes, output / "detections.json")
+        if not options.json:
+            console.print(f"{len(done) - failed} of {len(done)} pictures; {written}", soft_wrap=True, highlight=False)
+    return 1 if failed else 0
+
+
+def _convert(options: argparse.Namespace) -> int:
+    import torch
+
+    from .engine.model.checkpoints import convert
+
+    report = convert(
+        options.source,
+        options.target,
+        dtype=torch.float16 if options.half else None,
+        **_checkpoint_options(options),
+    )
+    print(json.dumps(report.to_dict()) if options.json else report)
+    return 0
+
+
+def _info(options: argparse.Namespace) -> int:
+    import torch
+
+    from .engine.model.checkpoints import PUBLISHED
+
+    cuda = torch.cuda.is_available()
+    facts = {
+        "trimask": __version__,
+        "python": platform.python_version(),
+        **{name: _version(name) for name in ("torch", "triton", "numpy", "pillow", "safetensors", "torchvision")},
+        "device": torch.cuda.get_device_name() if cuda else f"CPU ({torch.backends.cpu.get_cpu_capability()})",
+        "threads": torch.get_num_threads(),
+        "kernels": "plain torch",
+        "C compiler": shutil.which(os.environ.get("CC", "cc")) or shutil.which("gcc") or shutil.which("clang"),
+    }
+    if options.json:
+        print(json.dumps({**facts, "models": [model.to_dict() for model in PUBLISHED.values()]}))
+        return 0
+    console = Console()
+    for name, value in facts.items():
+        console.print(f"{name:12} {value if value is not None else 'not installed'}", highlight=False)
+    if options.models:
+        table = Table("name", "box AP", "mask AP", "licence or why not", box=None)
+        for model in PUBLISHED.values():
+            row = (
+                (f"{model.box_ap}", f"{model.mask_ap}", model.licence)
+                if not model.unsupported
+                else ("", "", model.unsupported)
+            )
+            table.add_row(model.name, *row)
+        console.print(table)
+    return 0
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _progress(stream: Iterable["Result"], total: int, console: Console) -> Iterable["Result"]:
+    if total < 2:
+        yield from stream
+        return
+    columns = (TextColumn("predicting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        yield from progress.track(stream, total)
+
+
+def _unique_names(sources: Iterable[Path]) -> list[str]:
+    """File names for the overlays: pictures of one name in several folders must not overwrite each other."""
+    seen: Counter[str] = Counter()
+    names = []
+    for source in sources:
+        seen[source.stem] += 1
+        names.append(source.stem if seen[source.stem] == 1 else f"{source.stem}-{seen[source.stem]}")
+    return names
+
+
+def _record(source: Path, result: "Result") -> dict[str, Any]:
+    if result.error is not None:
+        return {"path": str(source), "error": str(result.error)}
+    height, width = result.size
+    return {
+        "path": str(source),
+        "width": width,
+        "height": height,
+        "detections": [
+            {"label": name, **entry} for name, entry in zip(result.names, result.to_coco(str(source)), strict=True)
+        ],
+        "timings_ms": result.timings,
+    }
+
+
+def _print_result(console: Console, result: "Result", brief: bool = False) -> None:
+    height, width = result.size
+    total = sum(result.timings.values())
+    found = ", ".join(f"{count} {name}" for name, count in Counter(result.names).most_common()) or "nothing found"
+    console.print(
+        f"{result.path or 'picture'}  {width} x {height}  {found}  {total:.0f} ms", soft_wrap=True, highlight=False
+    )
+    if brief:
+        return
+    table = Table("label", "score", "box x1 y1 x2 y2", "mask area", box=None, pad_edge=False)
+    for row in result.table():
+        area = "-" if row["mask_area"] is None else f"{row['mask_area']:,} px"
+        table.add_row(row["label"], f"{row['score']:.3f}", "  ".join(f"{side:.0f}" for side in row["box"]), area)
+    if len(result):
+        console.print(table)
+    stages = "  ".join(f"{stage} {spent:.1f}" for stage, spent in result.timings.items())
+    console.print(f"ms per stage: {stages}", soft_wrap=True, highlight=False)

@@ -1,0 +1,67 @@
+"""Arithmetic on boxes: xyxy, continuous coordinates, float32 or better."""
+
+import math
+
+import torch
+from torch import Tensor
+
+__all__ = ["area", "clip", "decode", "encode", "iou", "is_valid"]
+
+MAX_LOG_SCALE = math.log(1000 / 16)  # a delta never scales a box by more than this
+
+
+def decode(deltas: Tensor, boxes: Tensor, weights: tuple[float, float, float, float]) -> Tensor:
+    """Boxes moved and scaled by the deltas (dx, dy, dw, dh) of R-CNN (Girshick et al., 2014, appendix C).
+
+    Args:
+        deltas: [..., 4], any float dtype.
+        boxes: [..., 4], broadcast against ``deltas``.
+        weights: the deltas are divided by these.
+
+    Returns:
+        [..., 4], float32 (float64 if the boxes are).
+    """
+    deltas = deltas.to(boxes.dtype)
+    low, high = boxes[..., :2], boxes[..., 2:]
+    size = high - low
+    centre = low + 0.5 * size
+    wx, wy, ww, wh = weights
+    shift = torch.stack([deltas[..., 0] / wx, deltas[..., 1] / wy], -1)
+    scale = torch.stack([deltas[..., 2] / ww, deltas[..., 3] / wh], -1).clamp(max=MAX_LOG_SCALE)
+    centre = shift * size + centre
+    half = 0.5 * (scale.exp() * size)
+    return torch.cat([centre - half, centre + half], -1)
+
+
+def encode(targets: Tensor, boxes: Tensor, weights: tuple[float, float, float, float]) -> Tensor:
+    """The deltas that take ``boxes`` to ``targets``, both [..., 4]: the inverse of :func:`decode`."""
+    size = boxes[..., 2:] - boxes[..., :2]
+    target_size = targets[..., 2:] - targets[..., :2]
+    shift = (targets[..., :2] + 0.5 * target_size - boxes[..., :2] - 0.5 * size) / size
+    return torch.cat([shift, (target_size / size).log()], -1) * targets.new_tensor(weights)
+
+
+def clip(boxes: Tensor, sizes: Tensor) -> Tensor:
+    """Boxes [B, ..., 4] cut to their picture; ``sizes`` is [B, 2] as (height, width)."""
+    limit = sizes.flip(1).to(boxes.dtype).repeat(1, 2)  # [B, 4]
+    limit = limit.view(len(sizes), *[1] * (boxes.dim() - 2), 4)
+    return torch.minimum(boxes.clamp(min=0), limit)
+
+
+def is_valid(boxes: Tensor, min_size: float = 0.0) -> Tensor:
+    """Which boxes [..., 4] are finite and at least ``min_size`` on both sides; [...] bool."""
+    size = boxes[..., 2:] - boxes[..., :2]
+    return (boxes.isfinite() & (size >= min_size).repeat_interleave(2, -1)).all(-1)
+
+
+def area(boxes: Tensor) -> Tensor:
+    """[..., 4] -> [...]."""
+    return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
+
+
+def iou(a: Tensor, b: Tensor) -> Tensor:
+    """Intersection over union of every pair: [N, 4], [M, 4] -> [N, M]."""
+    low = torch.maximum(a[:, None, :2], b[None, :, :2])
+    high = torch.minimum(a[:, None, 2:], b[None, :, 2:])
+    intersection = (high - low).clamp(min=0).prod(-1)
+    return intersection / (area(a)[:, None] + area(b)[None] - intersection)

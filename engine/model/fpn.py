@@ -1,0 +1,31 @@
+"""Feature pyramid network (Lin et al., 2017)."""
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .config import FPNConfig
+from .layers import ConvNorm
+
+__all__ = ["FPN", "STRIDES"]
+
+STRIDES = (4, 8, 16, 32, 64)
+
+
+class FPN(nn.Module):
+    """Four maps of any depth -> five of ``channels``, at :data:`STRIDES`; the fifth subsamples the fourth."""
+
+    def __init__(self, inputs: Sequence[int], config: FPNConfig) -> None:
+        super().__init__()
+        eps = config.norm_eps if config.norm else None
+        self.lateral = nn.ModuleList(ConvNorm(depth, config.channels, 1, norm_eps=eps) for depth in inputs)
+        self.output = nn.ModuleList(ConvNorm(config.channels, config.channels, 3, norm_eps=eps) for _ in inputs)
+
+    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        merged: list[Tensor] = []  # coarsest first
+        for lateral, x in zip(reversed(self.lateral), reversed(maps), strict=True):
+            above = F.interpolate(merged[-1], size=x.shape[-2:], mode="nearest") if merged else None
+            merged.append(lateral(x, above))
+        pyramid = [output(x) for output, x in zip(self.output, reversed(merged), strict=True)]
+        return [*pyramid, F.max_pool2d(pyramid[-1], 1, 2)]

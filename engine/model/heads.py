@@ -1,0 +1,107 @@
+"""The box head and the mask head of Mask R-CNN, on RoI features."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...kernels import segmented_nms
+from . import boxes as B
+from .config import BoxHeadConfig, DetectionConfig, MaskHeadConfig
+from .layers import ConvNorm, relu
+
+__all__ = ["BOX_WEIGHTS", "BoxHead", "MaskHead", "select_detections"]
+
+BOX_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
+
+
+class BoxHead(nn.Module):
+    """RoI features -> class logits, background last, and box deltas."""
+
+    def __init__(self, channels: int, num_classes: int, config: BoxHeadConfig) -> None:
+        super().__init__()
+        eps = config.norm_eps if config.norm else None
+        self.convs = nn.Sequential()
+        for _ in range(config.convs):
+            self.convs.append(ConvNorm(channels, config.conv_channels, 3, norm_eps=eps, activation=relu()))
+            channels = config.conv_channels
+        self.fcs = nn.ModuleList()
+        width = channels * config.resolution**2
+        for outputs in config.fcs:
+            self.fcs.append(nn.Linear(width, outputs))
+            width = outputs
+        self.classes = nn.Linear(width, num_classes + 1)
+        self.deltas = nn.Linear(width, 4 * (1 if config.class_agnostic else num_classes))
+        for layer, std in ((self.classes, 0.01), (self.deltas, 0.001)):
+            nn.init.normal_(layer.weight, std=std)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Features [N, C, 7, 7], best in channels_last memory -> logits [N, K + 1] and deltas [N, K or 1, 4]."""
+        x = self.convs(features).permute(0, 2, 3, 1).flatten(1)  # no copy when channels_last
+        for layer in self.fcs:
+            x = F.relu(layer(x))
+        deltas = self.deltas(x)
+        return self.classes(x), deltas.view(len(x), -1, 4)
+
+
+class MaskHead(nn.Module):
+    """RoI features -> a mask of the wanted class alone, at twice the resolution."""
+
+    def __init__(self, channels: int, num_classes: int, config: MaskHeadConfig) -> None:
+        super().__init__()
+        eps = config.norm_eps if config.norm else None
+        self.class_agnostic = config.class_agnostic
+        self.convs = nn.Sequential()
+        for outputs in config.convs:
+            self.convs.append(ConvNorm(channels, outputs, 3, norm_eps=eps, activation=relu()))
+            channels = outputs
+        self.deconv = nn.ConvTranspose2d(channels, config.deconv_channels, 2, 2)
+        self.logits = nn.Conv2d(config.deconv_channels, 1 if config.class_agnostic else num_classes, 1)
+
+    def forward(self, features: Tensor, labels: Tensor) -> Tensor:
+        """Features [N, C, 14, 14] and labels int64 [N] -> mask logits [N, 28, 28]."""
+        x = F.relu(self.deconv(self.convs(features)))  # [N, C, 28, 28]
+        chosen = torch.zeros_like(labels) if self.class_agnostic else labels
+        weight = self.logits.weight.flatten(1)[chosen]  # [N, C]
+        bias = self.logits.bias[chosen]  # type: ignore[index]
+        # The last 1x1 convolution, for one class per RoI: [N, 784, C] @ [N, C, 1].
+        pixels = x.permute(0, 2, 3, 1).flatten(1, 2)
+        logits = torch.baddbmm(bias[:, None, None], pixels, weight[..., None])
+        return logits.view(len(x), *x.shape[-2:])
+
+
+def select_detections(
+    logits: Tensor, deltas: Tensor, proposals: Tensor, count: Tensor, image_sizes: Tensor, config: DetectionConfig
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Choose detections: score every (proposal, class), suppress within each class, keep the best.
+
+    Args:
+        logits: [B, R, K + 1], background last.
+        deltas: [B, R, K or 1, 4].
+        proposals: float32 [B, R, 4]; rows from ``count`` [B] on are padding.
+        image_sizes: int64 [B, 2], valid (height, width).
+
+    Returns:
+        boxes float32 [B, D, 4] in the network's frame, scores float32 [B, D] falling, labels int64 [B, D], count
+        int64 [B]; D = ``config.max_detections``. Rows beyond the count are zero, their labels too.
+    """
+    batch, rows, classes = logits.shape[0], logits.shape[1], logits.shape[2] - 1
+    scores = logits.float().softmax(-1)[..., :classes]  # [B, R, K]
+    boxes = B.clip(B.decode(deltas, proposals[:, :, None], BOX_WEIGHTS), image_sizes)  # [B, R, K or 1, 4]
+    real = torch.arange(rows, device=count.device) < count[:, None]  # [B, R]
+    usable = B.is_valid(boxes, config.min_size) & real[..., None]
+    scores = torch.where(usable, scores, -1.0).flatten(1)  # [B, R * K]
+    boxes = boxes.expand(-1, -1, classes, -1).reshape(batch, -1, 4)
+    labels = torch.arange(classes, device=count.device).repeat(rows).expand(batch, -1)
+    keep, found = segmented_nms(
+        boxes,
+        scores,
+        config.nms_threshold,
+        config.max_detections,
+        labels=labels,
+        score_threshold=config.score_threshold,
+    )
+    row = keep.clamp(min=0)
+    kept = keep >= 0
+    boxes = boxes.gather(1, row[..., None].expand(-1, -1, 4)) * kept[..., None]
+    return boxes, scores.gather(1, row) * kept, labels.gather(1, row) * kept, found.long()

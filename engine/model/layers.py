@@ -1,0 +1,72 @@
+"""The one building block of trunk, pyramid and heads."""
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["ConvNorm", "relu"]
+
+
+def relu() -> nn.Module:
+    return nn.ReLU(inplace=True)
+
+
+class ConvNorm(nn.Module):
+    """Convolution, then whatever of these there is: batch norm, the sum with a residual, an activation.
+
+    Everything between two convolutions lives here, so that inference can fold and fuse it in one place.
+    "Same" padding for odd kernels; a bias exactly where there is no norm.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: int,
+        *,
+        stride: int = 1,
+        groups: int = 1,
+        norm_eps: float | None = None,
+        activation: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=norm_eps is None)
+        self.norm = None if norm_eps is None else nn.BatchNorm2d(outputs, norm_eps)
+        self.activation = activation
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        x = self.conv(x)
+        if self.norm is not None:
+            x = self.norm(x)
+        if residual is not None:
+            x = x + residual
+        return x if self.activation is None else self.activation(x)
+
+    @torch.no_grad()
+    def folded(self) -> nn.Conv2d:
+        """One convolution with a bias that equals convolution and norm in evaluation mode.
+
+        Folded in float64, so that the only rounding is the last one.
+        """
+        old = self.conv
+        new = nn.Conv2d(
+            old.in_channels,
+            old.out_channels,
+            old.kernel_size,  # type: ignore[arg-type]
+            old.stride,  # type: ignore[arg-type]
+            old.padding,  # type: ignore[arg-type]
+            groups=old.groups,
+            device=old.weight.device,
+            dtype=old.weight.dtype,
+        )
+        assert new.bias is not None
+        weight = old.weight.double()
+        bias = torch.zeros_like(weight[:, 0, 0, 0]) if old.bias is None else old.bias.double()
+        if self.norm is not None:
+            assert self.norm.running_mean is not None
+            assert self.norm.running_var is not None
+            scale = self.norm.weight.double() * (self.norm.running_var.double() + self.norm.eps).rsqrt()
+            weight = weight * scale[:, None, None, None]
+            bias = self.norm.bias.double() + (bias - self.norm.running_mean.double()) * scale
+        new.weight.copy_(weight)
+        new.bias.copy_(bias)
+        return new

@@ -1,0 +1,157 @@
+"""Mask R-CNN (He et al., 2017), from a resized picture to boxes, classes and masks."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ...kernels import pyramid_roi_align
+from . import boxes as B
+from .backbone import build_backbone
+from .config import DetectionConfig, MaskRCNNConfig
+from .fpn import FPN, STRIDES
+from .heads import BoxHead, MaskHead, select_detections
+from .rpn import RPN
+
+__all__ = ["Detections", "MaskRCNN"]
+
+
+class Detections(NamedTuple):
+    """What the model finds: fixed capacity D, rows beyond ``count`` are zero.
+
+    Attributes:
+        boxes: float32 [B, D, 4], xyxy in the original picture.
+        scores: float32 [B, D], falling.
+        labels: int64 [B, D], 0 is the first foreground class.
+        mask_logits: [B, D, m, m] of each detection's class, over its box; None without a mask head.
+        count: int64 [B].
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+    mask_logits: Tensor | None
+    count: Tensor
+
+
+def _no_mark(stage: str) -> None:
+    """Nobody is timing."""
+
+
+class MaskRCNN(nn.Module):
+    """The network and the selection around it, one line per arrow of the paper."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, config: MaskRCNNConfig) -> None:
+        super().__init__()
+        self.config = config
+        channels = config.fpn.channels
+        self.backbone = build_backbone(config.backbone)
+        self.fpn = FPN(self.backbone.channels, config.fpn)
+        self.rpn = RPN(channels, config.rpn, config.anchors)
+        self.box_head = BoxHead(channels, config.num_classes, config.box_head)
+        self.mask_head = MaskHead(channels, config.num_classes, config.mask_head) if config.mask_head else None
+        self.register_buffer("mean", torch.tensor(config.input.mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(config.input.std).view(3, 1, 1), persistent=False)
+
+    def forward(
+        self,
+        image: Tensor,
+        image_sizes: Tensor,
+        original_sizes: Tensor,
+        *,
+        detection: DetectionConfig | None = None,
+        mark: Callable[[str], None] = _no_mark,
+    ) -> Detections:
+        """Detect on a batch.
+
+        Args:
+            image: float32 RGB in 0..255, [B, 3, H, W]; height and width are multiples of 32.
+            image_sizes: int64 [B, 2], the valid (height, width) of each; what lies beyond is ignored.
+            original_sizes: int64 [B, 2], (height, width) of the pictures before they were resized.
+            detection: other thresholds than the config's.
+            mark: called with a stage's name when it is done.
+        """
+        padded_size = (image.shape[2], image.shape[3])
+        pyramid = self.fpn(self.backbone(self.normalize(image, image_sizes)))
+        mark("backbone")
+        logits, deltas = self.rpn(pyramid)
+        feature_sizes = [(x.shape[2], x.shape[3]) for x in pyramid]
+        proposals, count = self.rpn.select(logits, deltas, feature_sizes, padded_size, image_sizes)
+        mark("proposals")
+        proposals = proposals[:, : _live(count, proposals.shape[1])]
+        pooled = self.pool(pyramid, proposals, count, self.config.box_head.resolution)  # [B, R, C, 7, 7]
+        class_logits, box_deltas = (x.unflatten(0, pooled.shape[:2]) for x in self.box_head(pooled.flatten(0, 1)))
+        boxes, scores, labels, count = select_detections(
+            class_logits, box_deltas, proposals, count, image_sizes, detection or self.config.detection
+        )
+        boxes, original, scores, labels, count = _to_original(boxes, scores, labels, count, image_sizes, original_sizes)
+        mark("boxes")
+        masks = None
+        if self.mask_head is not None:
+            live = _live(count, boxes.shape[1])
+            boxes, original, scores, labels = boxes[:, :live], original[:, :live], scores[:, :live], labels[:, :live]
+            assert self.config.mask_head is not None
+            pooled = self.pool(pyramid, boxes, count, self.config.mask_head.resolution)  # [B, D, C, 14, 14]
+            masks = self.mask_head(pooled.flatten(0, 1), labels.flatten()).unflatten(0, labels.shape)
+            mark("masks")
+        return Detections(original, scores, labels, masks, count)
+
+    def normalize(self, image: Tensor, image_sizes: Tensor) -> Tensor:
+        """Normalised picture in the dtype of the weights, zero where there is padding; [B, 3, H, W]."""
+        rows = torch.arange(image.shape[2], device=image.device) < image_sizes[:, :1]  # [B, H]
+        columns = torch.arange(image.shape[3], device=image.device) < image_sizes[:, 1:]  # [B, W]
+        valid = (rows[:, :, None] & columns[:, None, :])[:, None]
+        x = torch.where(valid, (image - self.mean) / self.std, 0.0)
+        return x.to(self.box_head.classes.weight.dtype)
+
+    def pool(self, pyramid: list[Tensor], rois: Tensor, count: Tensor, resolution: int) -> Tensor:
+        """RoIAlign of ``rois`` [B, R, 4] over the four finest levels -> [B, R, C, resolution, resolution]."""
+        config = self.config.pool
+        return pyramid_roi_align(
+            pyramid[:4],
+            rois,
+            STRIDES[:4],
+            resolution,
+            sampling_ratio=config.sampling_ratio,
+            aligned=config.aligned,
+            canonical_size=config.canonical_size,
+            canonical_level=config.canonical_level,
+            level_epsilon=config.level_epsilon,
+            epsilon_inside_log=config.epsilon_inside_log,
+            counts=count,
+        )
+
+
+def _live(count: Tensor, capacity: int) -> int:
+    """Rows worth computing: on a CPU the largest count (at least one), where the host may know it; else all."""
+    if count.device.type != "cpu" or torch.compiler.is_compiling():
+        return capacity
+    return max(1, min(capacity, int(count.max()))) if len(count) else capacity
+
+
+def _to_original(
+    boxes: Tensor, scores: Tensor, labels: Tensor, count: Tensor, image_sizes: Tensor, original_sizes: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Add the boxes in the original picture's frame, and drop detections that are empty there, keeping the order.
+
+    Returns:
+        boxes in the network's frame [B, D, 4], boxes in the original one, scores, labels [B, D], count [B].
+    """
+    scale = (original_sizes.float() / image_sizes.float()).flip(1).repeat(1, 2)  # [B, 4]
+    original = B.clip(boxes * scale[:, None], original_sizes)
+    size = original[..., 2:] - original[..., :2]
+    solid = (size > 0).all(-1)  # padding rows are not
+    order = (~solid).to(torch.uint8).argsort(dim=1, stable=True)
+    four = order[..., None].expand(-1, -1, 4)
+    keep = solid.gather(1, order)
+    return (
+        boxes.gather(1, four) * keep[..., None],
+        original.gather(1, four) * keep[..., None],
+        scores.gather(1, order) * keep,
+        labels.gather(1, order) * keep,
+        keep.sum(1),
+    )

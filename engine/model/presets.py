@@ -1,0 +1,71 @@
+"""The conventions of the published model families, each as config values.
+
+Sources: torchvision 0.28 ``models/detection``, Detectron2 ``configs/COCO-InstanceSegmentation`` and
+``configs/new_baselines``, MMDetection 2.x ``configs/mask_rcnn``.
+"""
+
+from dataclasses import replace
+
+from ...kernels.paste_rule import PasteRule
+from .config import (
+    AnchorConfig,
+    BoxHeadConfig,
+    DetectionConfig,
+    FPNConfig,
+    InputConfig,
+    MaskHeadConfig,
+    MaskRCNNConfig,
+    PoolConfig,
+    ResizeConfig,
+    ResNetConfig,
+    RPNConfig,
+)
+
+__all__ = ["detectron2", "mmdet", "torchvision_v1", "torchvision_v2"]
+
+
+def torchvision_v1(class_names: tuple[str, ...], category_ids: tuple[int, ...]) -> MaskRCNNConfig:
+    """``torchvision.models.detection.maskrcnn_resnet50_fpn``: RGB, legacy RoIAlign, masks pasted at whole pixels."""
+    return MaskRCNNConfig(class_names, category_ids, backbone=ResNetConfig(norm_eps=0.0))
+
+
+def torchvision_v2(class_names: tuple[str, ...], category_ids: tuple[int, ...]) -> MaskRCNNConfig:
+    """``maskrcnn_resnet50_fpn_v2``: two RPN convolutions, norms in the FPN and the heads, a convolutional box head."""
+    return replace(
+        torchvision_v1(class_names, category_ids),
+        backbone=ResNetConfig(),
+        fpn=FPNConfig(norm=True),
+        rpn=RPNConfig(convs=2),
+        box_head=BoxHeadConfig(convs=4, fcs=(1024,), norm=True),
+        mask_head=MaskHeadConfig(norm=True),
+    )
+
+
+def detectron2(class_names: tuple[str, ...], category_ids: tuple[int, ...]) -> MaskRCNNConfig:
+    """Detectron2's R-CNN FPN baselines: PIL resize, adaptive and aligned RoIAlign, masks pasted continuously.
+
+    The trunk is the MSRA one (stride in the 1x1 convolution, inputs not divided by a standard deviation); X-101 and
+    other trunks differ in values that the converter reads from the weights.
+    """
+    return MaskRCNNConfig(
+        class_names,
+        category_ids,
+        input=InputConfig(std=(1.0, 1.0, 1.0), resize=ResizeConfig(antialias=True, quantize=True, round_half_up=True)),
+        backbone=ResNetConfig(stride_in_1x1=True),
+        anchors=AnchorConfig(round=False, stride_from_size=False),
+        rpn=RPNConfig(min_size=0.0),
+        pool=PoolConfig(sampling_ratio=0, aligned=True, level_epsilon=1e-8, epsilon_inside_log=True),
+        detection=DetectionConfig(min_size=0.0),
+        paste=PasteRule.DETECTRON2,
+    )
+
+
+def mmdet(class_names: tuple[str, ...], category_ids: tuple[int, ...]) -> MaskRCNNConfig:
+    """MMDetection's Mask R-CNN, pytorch style: OpenCV resize, stride in the 3x3 convolution, ImageNet statistics."""
+    base = detectron2(class_names, category_ids)
+    return replace(
+        base,
+        input=InputConfig(resize=ResizeConfig(quantize=True, round_half_up=True)),
+        backbone=ResNetConfig(),
+        pool=replace(base.pool, level_epsilon=1e-6),
+    )

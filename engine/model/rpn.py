@@ -1,0 +1,86 @@
+"""Region proposal network (Ren et al., 2015) on a feature pyramid."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...kernels import segmented_nms
+from . import boxes as B
+from .anchors import Anchors
+from .config import AnchorConfig, RPNConfig
+from .layers import ConvNorm, relu
+
+__all__ = ["BOX_WEIGHTS", "RPN"]
+
+BOX_WEIGHTS = (1.0, 1.0, 1.0, 1.0)
+
+
+class RPN(nn.Module):
+    """The head that scores and moves anchors, and the choice of proposals."""
+
+    def __init__(self, channels: int, config: RPNConfig, anchors: AnchorConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.anchors = Anchors(anchors)
+        self.convs = nn.Sequential(*[ConvNorm(channels, channels, 3, activation=relu()) for _ in range(config.convs)])
+        self.objectness = nn.Conv2d(channels, anchors.per_cell, 1)
+        self.deltas = nn.Conv2d(channels, 4 * anchors.per_cell, 1)
+        for layer in (self.objectness, self.deltas):
+            nn.init.normal_(layer.weight, std=0.01)
+            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+
+    def forward(self, pyramid: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Pyramid of [B, C, H, W] -> per level, logits [B, H*W*A] and deltas [B, H*W*A, 4]."""
+        logits, deltas = [], []
+        for x in pyramid:
+            x = self.convs(x)
+            logits.append(self.objectness(x).permute(0, 2, 3, 1).flatten(1))
+            deltas.append(self.deltas(x).permute(0, 2, 3, 1).reshape(x.shape[0], -1, 4))
+        return logits, deltas
+
+    def select(
+        self,
+        logits: Sequence[Tensor],
+        deltas: Sequence[Tensor],
+        feature_sizes: Sequence[tuple[int, int]],
+        padded_size: tuple[int, int],
+        image_sizes: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Choose proposals: the best anchors of each level, suppressed within it; then the best of all levels.
+
+        Logits order exactly as probabilities do, without the ties of a saturated float32 sigmoid.
+
+        Args:
+            logits, deltas: what :meth:`forward` gives.
+            feature_sizes: (height, width) per level.
+            padded_size: (height, width) of the network's input.
+            image_sizes: int64 [B, 2], valid (height, width); proposals are clipped to it.
+
+        Returns:
+            boxes float32 [B, post_nms, 4] by falling score, zeros beyond the count, and the count int64 [B].
+        """
+        config, batch = self.config, len(image_sizes)
+        level_boxes, level_scores = [], []
+        for level, (score, delta, size) in enumerate(zip(logits, deltas, feature_sizes, strict=True)):
+            best, index = score.float().topk(min(config.pre_nms, score.shape[1]))  # [B, k]
+            delta = delta.gather(1, index[..., None].expand(-1, -1, 4))
+            found = B.clip(B.decode(delta, self.anchors.at(level, index, size, padded_size), BOX_WEIGHTS), image_sizes)
+            usable = B.is_valid(found, config.min_size) & (B.area(found) > 0) & best.isfinite()
+            missing = config.pre_nms - index.shape[1]  # every level gets the same number of rows
+            level_boxes.append(F.pad(found, (0, 0, 0, missing)))
+            level_scores.append(F.pad(best.masked_fill(~usable, -torch.inf), (0, missing), value=-torch.inf))
+        # Every (picture, level) is a segment of the suppression.
+        boxes = torch.stack(level_boxes, 1).flatten(0, 1)  # [B * levels, pre_nms, 4]
+        scores = torch.stack(level_scores, 1).flatten(0, 1)  # [B * levels, pre_nms]
+        keep, _ = segmented_nms(
+            boxes, scores, config.nms_threshold, min(config.pre_nms, config.post_nms), score_threshold=-torch.inf
+        )
+        row = keep.clamp(min=0)
+        scores = scores.gather(1, row).masked_fill(keep < 0, -torch.inf).view(batch, -1)
+        boxes = boxes.gather(1, row[..., None].expand(-1, -1, 4)).view(batch, -1, 4)
+        best, index = scores.topk(min(config.post_nms, scores.shape[1]))
+        chosen = best > -torch.inf
+        boxes = boxes.gather(1, index[..., None].expand(-1, -1, 4)) * chosen[..., None]
+        return boxes, chosen.sum(1)
