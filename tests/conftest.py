@@ -1,0 +1,58 @@
+"""What every test shares: a printed seed, the optional pictures, a quiet and strict torch."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+def pytest_report_header() -> str:
+    return f"seed: {_SEED} (set TRIMASK_TEST_SEED to repeat)"
+
+
+_SEED = int(os.environ.get("TRIMASK_TEST_SEED", int.from_bytes(os.urandom(3), "little")))
+
+
+@pytest.fixture
+def seed() -> int:
+    """A fresh seed per run, printed in the header."""
+    return _SEED
+
+
+@pytest.fixture
+def rng(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture
+def np_rng(seed: int) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+@pytest.fixture(autouse=True)
+def _strict_torch() -> None:
+    torch.manual_seed(_SEED)
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The optional folder of photographs, annotations and trained weights beside the checkout."""
+    folder = SHARED / "data"
+    if not folder.is_dir():
+        pytest.skip(f"needs the optional pictures in {folder}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """The optional folder of recorded outputs of the peers beside the checkout."""
+    folder = SHARED / "golden"
+    if not folder.is_dir():
+        pytest.skip(f"needs the optional recorded outputs in {folder}")
+    return folder

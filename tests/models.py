@@ -1,0 +1,64 @@
+"""Small models for tests that are not about a published one."""
+
+from dataclasses import replace
+
+import torch
+
+from seeded import seeded_state
+from trimask import MaskRCNN, MaskRCNNConfig
+from trimask.engine.model.config import (
+    AnchorConfig,
+    BoxHeadConfig,
+    FPNConfig,
+    InputConfig,
+    MaskHeadConfig,
+    MobileNetV2Config,
+    ResizeConfig,
+    ResNetConfig,
+    RPNConfig,
+)
+
+__all__ = ["SMALL", "small_model"]
+
+SMALL = MaskRCNNConfig(
+    ("cat", "dog", "bird"),
+    (17, 18, 16),
+    input=InputConfig(resize=ResizeConfig(min_size=128, max_size=192)),
+    backbone=ResNetConfig(blocks=(1, 1, 1, 1), bottleneck=False),
+    fpn=FPNConfig(channels=32),
+    anchors=AnchorConfig(sizes=((8.0,), (16.0,), (32.0,), (64.0,), (128.0,))),
+    rpn=RPNConfig(pre_nms=200, post_nms=100),
+    box_head=BoxHeadConfig(fcs=(64, 64)),
+    mask_head=MaskHeadConfig(convs=(32, 32), deconv_channels=32),
+)
+
+VARIANTS = {
+    "two linear layers": SMALL,
+    "boxes only": replace(SMALL, mask_head=None),
+    "class-agnostic": replace(
+        SMALL,
+        box_head=replace(SMALL.box_head, class_agnostic=True),
+        mask_head=MaskHeadConfig(convs=(32,), deconv_channels=32, class_agnostic=True),
+    ),
+    "norms and convolutions": replace(
+        SMALL,
+        fpn=FPNConfig(channels=32, norm=True),
+        rpn=replace(SMALL.rpn, convs=2),
+        box_head=BoxHeadConfig(convs=2, conv_channels=32, fcs=(64,), norm=True),
+        mask_head=MaskHeadConfig(convs=(32, 32), deconv_channels=32, norm=True),
+    ),
+    "MobileNetV2": replace(SMALL, backbone=MobileNetV2Config()),
+    "bottlenecks, stride in the 1x1": replace(SMALL, backbone=ResNetConfig((1, 1, 1, 1), stride_in_1x1=True)),
+    "ResNeXt": replace(SMALL, backbone=ResNetConfig((1, 1, 1, 1), groups=32, group_width=4)),
+}
+
+
+def small_model(config: MaskRCNNConfig = SMALL, seed: int = 3) -> MaskRCNN:
+    """A model in evaluation mode whose random weights find things."""
+    model = MaskRCNN(config).eval()
+    state = seeded_state(model.state_dict(), seed)
+    state["box_head.classes.weight"] = state["box_head.classes.weight"] * 2
+    state["box_head.deltas.weight"] = state["box_head.deltas.weight"] * 0.3
+    state["rpn.deltas.weight"] = state["rpn.deltas.weight"] * 0.3
+    model.load_state_dict({name: torch.as_tensor(value) for name, value in state.items()})
+    return model

@@ -1,0 +1,71 @@
+"""Every stage equals Detectron2's recorded one: proposals, pyramid statistics, detections, masks."""
+
+import importlib.util
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import trimask
+from matching import Found, differences, of_result
+from trimask.engine.inference.pictures import read
+from trimask.engine.inference.preprocess import make_batch
+
+
+@pytest.fixture(scope="module")
+def recorded(golden: Path) -> dict[str, Any]:
+    return json.loads((golden / "detectron2_r50_fpn_3x.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def predictor(recorded: dict[str, Any], golden: Path, tmp_path_factory: pytest.TempPathFactory) -> trimask.Predictor:
+    """Our model from a .pkl of the kind that Detectron2 publishes."""
+    spec = importlib.util.spec_from_file_location("golden_weights", golden / "weights.py")
+    weights = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(weights)
+    model = weights.fill(recorded["shapes"], recorded["stem_scale"], recorded["pyramid_scale"])
+    path = tmp_path_factory.mktemp("weights") / "model_final.pkl"
+    path.write_bytes(pickle.dumps({"model": model, "__author__": "test", "matching_heuristics": True}))
+    return trimask.load(path, device="cpu")
+
+
+def pictures(recorded: dict[str, Any], shared_data: Path) -> list[tuple[Path, dict[str, Any]]]:
+    assert len(recorded["images"]) == 3
+    return [(shared_data / "coco_open" / "images" / name, found) for name, found in recorded["images"].items()]
+
+
+def decode(found: dict[str, Any]) -> Found:
+    mask = pytest.importorskip("pycocotools.mask")
+    masks = [mask.decode({"size": m["size"], "counts": m["counts"].encode()}) for m in found["masks"]]
+    return Found(np.array(found["boxes"]), np.array(found["scores"]), np.array(found["classes"]), np.array(masks, bool))
+
+
+def test_every_detection(predictor: trimask.Predictor, recorded: dict[str, Any], shared_data: Path) -> None:
+    for path, found in pictures(recorded, shared_data):
+        expected = decode(found["detections"])
+        result = predictor.predict(path)
+        assert len(expected.scores) > 20
+        assert differences(of_result(result), expected) == []
+
+
+@torch.inference_mode()
+def test_the_stages_on_the_way(predictor: trimask.Predictor, recorded: dict[str, Any], shared_data: Path) -> None:
+    graph = predictor.graph
+    for path, found in pictures(recorded, shared_data):
+        image, sizes, _ = make_batch([read(path).array], predictor.config.input, torch.device("cpu"))
+        assert sizes.tolist() == [found["resized"]]
+        pyramid = graph.fpn(graph.backbone(graph.normalize(image, sizes)))
+        for level, x in zip(("p2", "p3", "p4", "p5", "p6"), pyramid, strict=True):
+            mean, std = found["feature_mean_std"][level]
+            assert x.mean().item() == pytest.approx(mean, abs=1e-4)
+            assert x.std().item() == pytest.approx(std, abs=1e-4)
+        feature_sizes = [(x.shape[2], x.shape[3]) for x in pyramid]
+        boxes, count = graph.rpn.select(*graph.rpn(pyramid), feature_sizes, image.shape[-2:], sizes)
+        expected = np.array(found["proposals"]["boxes"])
+        assert int(count) == found["proposals"].get("count", int(count))
+        nearest = np.abs(expected[:, None] - boxes[0].numpy()[None, : len(expected) + 20]).max(-1).min(1)
+        assert nearest.max() < 0.05  # pixels; the first hundred, as a set

@@ -1,0 +1,25 @@
+"""Every float tolerance of the suite, with its reason. Indices, labels and counts are compared exactly."""
+
+import torch
+
+EPS = {dtype: torch.finfo(dtype).eps for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)}
+
+
+def paste_tie(cells: int) -> float:
+    """How far from the threshold float32 may still decide a pasted pixel otherwise than float64.
+
+    A pixel reads at a u of at most `cells + 1`, after three roundings in each of two directions; neighbouring
+    probabilities differ by at most 1, so the value is off by no more than u is.
+    """
+    return 6 * EPS[torch.float32] * (cells + 2)
+
+
+# Two programs, one set of weights and one picture, float32. Rounding differs in the order of sums alone: boxes agree to
+# a fraction of a pixel, and a mask differs in the pixels that lie on its very edge.
+MATCH_IOU = 0.99
+MATCH_SCORE = 1e-3
+MATCH_MASK_IOU = 0.98
+MATCH_MASK_PIXELS = 2  # instead of the IoU, for masks of a few pixels
+
+# Average precision from matched detections: the curve is made of the same detections.
+AVERAGE_PRECISION = 1e-3
