@@ -23,3 +23,10 @@ MATCH_MASK_PIXELS = 2  # instead of the IoU, for masks of a few pixels
 
 # Average precision from matched detections: the curve is made of the same detections.
 AVERAGE_PRECISION = 1e-3
+
+# Levels of 0..255 by which a decoded picture may be off what was stored.
+JPEG_LEVELS = 4  # flat patches, quality 95: two roundings of each of three channels and their chroma
+COLOR_LEVELS = 2  # conversions between colour spaces that round to 8 bits on both sides
+
+# A norm folded into its convolution, and sums in another order, relative to the largest value of the tensor.
+FOLDED = 1e-4
