@@ -28,7 +28,7 @@ $(VENV)/bin/python:
 
 # The stamps say which extras are installed; a changed pyproject.toml installs again.
 $(VENV)/.core: $(VENV)/bin/python pyproject.toml
-	$(BIN)/python -m pip install --quiet --editable ".[viz]"
+	$(BIN)/python -m pip install --quiet --editable ".[demo]"
 	touch $@
 
 $(VENV)/.dev: $(VENV)/bin/python pyproject.toml

@@ -5,6 +5,7 @@ among many does not stop the others); 2, wrong usage; 130, interrupted.
 """
 
 import argparse
+import dataclasses
 import importlib.metadata
 import json
 import os
@@ -75,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
         "segment a photograph with the bundled model",
         "examples:\n  trimask demo\n  trimask demo holiday.jpg --output found/",
     )
-    demo.add_argument("picture", nargs="?", help="a picture of people; by default a portrait that matplotlib brings")
+    demo.add_argument("picture", nargs="?", help="a picture of people; by default a portrait that scikit-image brings")
     demo.add_argument("--output", type=Path, default=Path("demo-output"), help="folder to write to (%(default)s)")
     _add_model_options(demo)
 
@@ -159,27 +160,33 @@ def _load(options: argparse.Namespace, weights: str, **more: Any) -> "Predictor"
 
 def _demo(options: argparse.Namespace) -> int:
     console = Console()
-    picture = Path(options.picture) if options.picture else _portrait()
-    predictor = _load(options, "people")
+    if options.picture:
+        picture, resize = Path(options.picture), None
+    else:
+        # The bundled model learned from whole people in the street: a portrait must be small for it.
+        picture, resize = _portrait(), 200
+    predictor = _load(options, "people", resize=resize)
     predictor.predict(picture)  # the first call also pays for the allocation of every buffer
     result = predictor.predict(picture)
     options.output.mkdir(parents=True, exist_ok=True)
-    overlay = result.save(options.output / f"{picture.stem}.png")
-    found = result.save(options.output / f"{picture.stem}.json")
     _print_result(console, result)
-    console.print(f"overlay   {overlay}\nCOCO JSON {found}", soft_wrap=True, highlight=False)
+    for what, suffix in (("overlay", ".png"), ("COCO JSON", ".json")):
+        console.print(
+            f"{what:9} {result.save(options.output / (picture.stem + suffix))}", soft_wrap=True, highlight=False
+        )
     return 0
 
 
 def _portrait() -> Path:
+    """Eileen Collins, NASA, public domain: one of scikit-image's sample pictures."""
     try:
-        from matplotlib import get_data_path
+        from skimage.data import data_dir
     except ImportError:
         raise ImportError(
-            "demo: expected matplotlib, whose sample portrait is the default picture; pip install matplotlib, "
+            "demo: expected scikit-image, whose sample portrait is the default picture; pip install scikit-image, "
             "or name a picture: trimask demo PICTURE"
         ) from None
-    return Path(get_data_path()) / "sample_data" / "grace_hopper.jpg"
+    return Path(data_dir) / "astronaut.png"
 
 
 def _predict(options: argparse.Namespace) -> int:
@@ -234,7 +241,23 @@ def _convert(options: argparse.Namespace) -> int:
         dtype=torch.float16 if options.half else None,
         **_checkpoint_options(options),
     )
-    print(json.dumps(report.to_dict()) if options.json else report)
+    megabytes = options.target.stat().st_size / 1e6
+    if options.json:
+        facts = {
+            "source": str(report.source),
+            "target": str(options.target),
+            "family": report.family,
+            "architecture": report.architecture,
+            "parameters": report.parameters,
+            "notes": report.notes,
+            "config": json.loads(report.config.to_json()),
+        }
+        print(json.dumps(facts))
+        return 0
+    print(f"{report.source.name}: {report.family}, {report.architecture}, {report.parameters / 1e6:.1f} M parameters")
+    for note in report.notes:
+        print(f"  assumed: {note}")
+    print(f"wrote {options.target}, {megabytes:.1f} MB")
     return 0
 
 
@@ -254,7 +277,7 @@ def _info(options: argparse.Namespace) -> int:
         "C compiler": shutil.which(os.environ.get("CC", "cc")) or shutil.which("gcc") or shutil.which("clang"),
     }
     if options.json:
-        print(json.dumps({**facts, "models": [model.to_dict() for model in PUBLISHED.values()]}))
+        print(json.dumps({**facts, "models": [dataclasses.asdict(model) for model in PUBLISHED.values()]}))
         return 0
     console = Console()
     for name, value in facts.items():

@@ -1,6 +1,7 @@
 """The GPU ops of Mask R-CNN and their twins in plain torch; they know nothing of the model.
 
-Names are imported on first use, so that the parts that need numpy alone work without torch.
+Names are imported on first use, so that the parts that need numpy alone work without torch. No module here is named
+like a function of it: once imported, the module would hide the function.
 """
 
 from importlib import import_module
@@ -8,14 +9,14 @@ from typing import Any
 
 _PUBLIC = {
     "PasteRule": ".paste_rule",
-    "batched_nms": ".nms",
+    "batched_nms": ".suppression",
     "masks_to_rle": ".rle",
-    "nms": ".nms",
-    "paste_masks": ".paste_masks",
+    "nms": ".suppression",
+    "paste_masks": ".pasting",
     "pyramid_roi_align": ".roi_align",
     "roi_align": ".roi_align",
     "roi_pool": ".roi_align",
-    "segmented_nms": ".nms",
+    "segmented_nms": ".suppression",
 }
 
 __all__ = list(_PUBLIC)

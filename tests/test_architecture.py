@@ -70,7 +70,7 @@ def test_no_arrow_runs_back() -> None:
 @pytest.mark.parametrize(
     ("file", "source"),
     [
-        ("kernels/nms.py", "from ..engine.model import boxes"),
+        ("kernels/suppression.py", "from ..engine.model import boxes"),
         ("engine/model/rpn.py", "from ..inference import graph"),
         ("engine/inference/graph.py", "from ...engine.training import trainer"),
         ("engine/training/trainer.py", "import trimask.engine.inference.predictor"),

@@ -30,3 +30,23 @@ COLOR_LEVELS = 2  # conversions between colour spaces that round to 8 bits on bo
 
 # A norm folded into its convolution, and sums in another order, relative to the largest value of the tensor.
 FOLDED = 1e-4
+
+# The same sums, perhaps by another convolution algorithm: a few roundings of values near 1.
+SAME_OPS = {"rtol": 1e-4, "atol": 1e-4}
+
+# The same sums in another order: rounding grows with their length, up to 12544 terms in the box head.
+SUMMED_DIFFERENTLY = {"rtol": 1e-4, "atol": 1e-3}
+
+
+def roi_align_error(feature: torch.Tensor, largest: float) -> float:
+    """RoIAlign of a map `[N, C, H, W]` of values up to `largest`, against float64.
+
+    A coordinate of up to max(H, W), rounded once, moves a sample by that much of a pixel's difference. float16 and
+    bfloat16 round the weights of a sum and the sum itself besides, each by half an eps.
+    """
+    half = feature.dtype in (torch.float16, torch.bfloat16)
+    place = EPS[torch.float64 if feature.dtype == torch.float64 else torch.float32] * max(feature.shape[2:])
+    return (place + half * EPS[feature.dtype]) * largest
+
+# Winograd's transforms cost a few bits of float32, relative to the largest output; a wrong transform costs all of them.
+WINOGRAD = 2e-5

@@ -5,10 +5,14 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from ...kernels.cpu.winograd import transform_weight, winograd_conv
 from ..model.layers import ConvNorm
 from ..model.mask_rcnn import MaskRCNN
 
 __all__ = ["optimize"]
+
+
+WINOGRAD_CHANNELS = 64  # from which on it is faster than a direct convolution
 
 
 class FusedConv(nn.Module):
@@ -23,12 +27,11 @@ class FusedConv(nn.Module):
         conv = layer.folded()
         self.weight, self.bias = conv.weight, conv.bias
         self.geometry = (conv.padding, conv.stride, conv.dilation, conv.groups)
-        kind = type(layer.activation)
         self.activation, self.limits = {
             type(None): ("none", []),
             nn.ReLU: ("relu", []),
             nn.ReLU6: ("hardtanh", [0.0, 6.0]),
-        }[kind]
+        }[type(layer.activation)]
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         operation = torch.ops.mkldnn._convolution_pointwise
@@ -38,9 +41,51 @@ class FusedConv(nn.Module):
         return operation.binary(x, residual, self.weight, self.bias, *self.geometry, "add", 1.0, then, self.limits, "")
 
 
+class WinogradConv(nn.Module):
+    """A :class:`ConvNorm` of a 3x3 convolution on a CPU, with 4 times fewer multiplications."""
+
+    def __init__(self, layer: ConvNorm) -> None:
+        super().__init__()
+        conv = layer.folded()
+        self.weight, self.bias = nn.Parameter(transform_weight(conv.weight)), conv.bias
+        self.limits = {
+            type(None): (-torch.inf, torch.inf),
+            nn.ReLU: (0.0, torch.inf),
+            nn.ReLU6: (0.0, 6.0),
+        }[type(layer.activation)]
+
+    @staticmethod
+    def suits(layer: ConvNorm, dtype: torch.dtype) -> bool:
+        conv = layer.conv
+        return (
+            dtype == torch.float32
+            and conv.kernel_size == (3, 3)
+            and conv.stride == conv.dilation == (1, 1)
+            and conv.groups == 1
+            and min(conv.in_channels, conv.out_channels) >= WINOGRAD_CHANNELS
+        )
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        if residual is None:
+            return winograd_conv(x, self.weight, self.bias, *self.limits)
+        x = winograd_conv(x, self.weight, self.bias, -torch.inf, torch.inf)
+        return x.add_(residual).clamp_(*self.limits)
+
+
 def _has_fused_convolution() -> bool:
     """Whether this build of torch has the operation, which its own compiler uses on CPUs too."""
     return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
+
+
+def _lean(layer: ConvNorm, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """What takes the layer's place."""
+    if device.type == "cpu":
+        if WinogradConv.suits(layer, dtype):
+            return WinogradConv(layer)
+        if _has_fused_convolution():
+            return FusedConv(layer)
+    layer.conv, layer.norm = layer.folded(), None
+    return layer
 
 
 @torch.no_grad()
@@ -50,15 +95,10 @@ def optimize(model: MaskRCNN, device: torch.device, dtype: torch.dtype) -> MaskR
     Weights take ``dtype``; anchors, normalisation and all arithmetic on boxes stay in float32.
     """
     model = copy.deepcopy(model).eval().requires_grad_(False).to(device)
-    fuse = device.type == "cpu" and _has_fused_convolution()
     for parent in list(model.modules()):
         for name, layer in list(parent.named_children()):
-            if not isinstance(layer, ConvNorm):
-                continue
-            if fuse:
-                setattr(parent, name, FusedConv(layer).requires_grad_(False))
-            else:
-                layer.conv, layer.norm = layer.folded().requires_grad_(False), None
+            if isinstance(layer, ConvNorm):
+                setattr(parent, name, _lean(layer, device, dtype).requires_grad_(False))
     for parameter in model.parameters():
         memory = torch.channels_last if parameter.dim() == 4 else torch.preserve_format
         parameter.data = parameter.data.to(dtype, memory_format=memory)

@@ -1,0 +1,167 @@
+"""Checkpoints of torchvision, Detectron2 and MMDetection in; safetensors with the whole config out.
+
+    model = load_model("detectron2/mask_rcnn_R_50_FPN_3x")          # a published name: downloaded once
+    model = load_model("finetuned.pth", classes=["cat", "dog"])     # a file, with what its weights cannot say
+    report = convert("finetuned.pth", "finetuned.safetensors", classes=["cat", "dog"])
+
+Nothing in a file is ever executed.
+"""
+
+import importlib.metadata
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..config import MaskRCNNConfig
+from ..mask_rcnn import MaskRCNN
+from . import family, native
+from .architecture import describe
+from .detectron2 import DETECTRON2
+from .downloading import cache_dir, download, file_hash, progress_bar
+from .mmdet import MMDET
+from .native import save
+from .options import Options
+from .published import PUBLISHED, Published, find
+from .reading import read
+from .torchvision import TORCHVISION
+
+__all__ = [
+    "PUBLISHED",
+    "Options",
+    "Published",
+    "Report",
+    "cache_dir",
+    "convert",
+    "inspect",
+    "load_model",
+    "locate",
+    "save",
+]
+
+FAMILIES = (TORCHVISION, DETECTRON2, MMDET)
+BUNDLED = {"people": Path(__file__).parents[1] / "weights" / "people.safetensors"}
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a checkpoint turned out to be.
+
+    Attributes:
+        source: the file.
+        family: ``"torchvision"``, ``"detectron2"``, ``"mmdet"`` or ``"trimask"``.
+        architecture: in words.
+        parameters: how many numbers the model has, statistics of the norms included.
+        config: with the names of the classes.
+        notes: assumptions that an option would override, and what was left out.
+        provenance: where the weights come from.
+    """
+
+    source: Path
+    family: str
+    architecture: str
+    parameters: int
+    config: MaskRCNNConfig
+    notes: tuple[str, ...]
+    provenance: dict[str, str]
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.config.class_names
+
+
+def load_model(path: str | Path, **options: Any) -> MaskRCNN:
+    """Load a model from a checkpoint of any family.
+
+    Args:
+        path: a file; or ``"people"``, the bundled model; or a published name (see :data:`PUBLISHED`), which is
+            downloaded once.
+        options: the fields of :class:`Options`.
+
+    Returns:
+        the model on the CPU, float32, in evaluation mode.
+
+    Raises:
+        ValueError: for what cannot be read, is not supported, or does not fit; naming the file and the reason.
+        ConnectionError: where a published checkpoint cannot be downloaded.
+    """
+    return _open(path, options)[0]
+
+
+def inspect(path: str | Path, **options: Any) -> Report:
+    """What :func:`load_model` would load, without keeping it."""
+    return _open(path, options)[1]
+
+
+def convert(source: str | Path, target: str | Path, *, dtype: torch.dtype | None = None, **options: Any) -> Report:
+    """Write a checkpoint of any family as one of ours, which loads without options.
+
+    Args:
+        source, options: as for :func:`load_model`.
+        target: the safetensors file to write.
+        dtype: see :func:`save`.
+    """
+    model, report = _open(source, options)
+    target = Path(target)
+    if target.exists() and target.samefile(report.source):
+        raise ValueError(f"target: expected another file than the source, got {target}")
+    save(model, target, report.provenance, dtype)
+    return report
+
+
+def locate(name: str | Path) -> Path:
+    """The file of a path, of ``"people"``, or of a published name, downloading it if need be."""
+    path = Path(name)
+    if path.exists():
+        return path
+    if str(name) in BUNDLED:
+        return BUNDLED[str(name)]
+    if path.suffix in (".pth", ".pt", ".pkl", ".safetensors", ".bin", ".ckpt"):
+        raise ValueError(f"{path}: expected a checkpoint file, found nothing")
+    entry = find(str(name))
+    with progress_bar(entry.name) as progress:
+        return download(entry.url, entry.digest, progress=progress)
+
+
+def _open(name: str | Path, given: dict[str, Any]) -> tuple[MaskRCNN, Report]:
+    options = Options.of(given)
+    path = locate(name)
+    notes: list[str]
+    contents = read(path)
+    try:
+        about = native.header(contents)
+        if about is not None:
+            if options.style is not None:
+                raise ValueError(f"style: expected none for a trimask checkpoint, got {options.style!r}")
+            model, notes = native.from_contents(contents, options.apply), []
+            kind, provenance = "trimask", about["provenance"]
+        else:
+            found = _family(contents.tensors)
+            (model, notes), kind = family.load(found, contents, options), found.name
+            provenance = {"source": path.name, "sha256": file_hash(path, "sha256")}
+            provenance |= {"family": kind, "trimask": _version()}
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    parameters = sum(tensor.numel() for tensor in native.weights(model).values())
+    config = model.config
+    return model, Report(path, kind, describe(config), parameters, config, tuple(notes), provenance)
+
+
+def _family(names: Iterable[str]) -> family.Family:
+    for candidate in FAMILIES:
+        if any(re.match(candidate.marks, name) for name in names):
+            return candidate
+    raise ValueError(
+        f"expected the weights of an R-CNN of {', '.join(f.name for f in FAMILIES)} or trimask, got tensors named "
+        f"{', '.join(sorted(names)[:6])}"
+    )
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("trimask")
+    except importlib.metadata.PackageNotFoundError:  # a checkout on the path, never installed
+        return "unknown"

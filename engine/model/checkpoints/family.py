@@ -1,0 +1,139 @@
+"""From a family's state dict to a model: rename, infer, check every name and shape, transform, load.
+
+A :class:`Family` holds all that is particular to torchvision, Detectron2 or MMDetection; this file is what they share.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..config import MaskRCNNConfig
+from ..mask_rcnn import MaskRCNN
+from .architecture import Shapes, count_classes, infer
+from .mapping import KeyMap, Layout, Rule, Transform, differences, transforms
+from .native import blank_model, weights
+from .options import Options
+from .reading import Contents
+
+__all__ = ["Conventions", "Family", "export", "load"]
+
+COUNTERS = r".*\.num_batches_tracked"  # of batch norms in training
+
+
+@dataclass(frozen=True)
+class Conventions:
+    """What a checkpoint means besides its tensors.
+
+    Attributes:
+        config: the family's preset, adapted to what the checkpoint shows; its architecture is inferred afterwards.
+        bgr: the first convolution expects blue first.
+        notes: assumptions that the user may want to override.
+    """
+
+    config: MaskRCNNConfig
+    bgr: bool = False
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Family:
+    """One world of checkpoints.
+
+    Attributes:
+        name: for messages and provenance.
+        marks: a name that fits this belongs to the family.
+        unsupported: names that fit a pattern are of an architecture that is not here, which the text says.
+        ignored: names that say nothing about the network.
+        old_names: today's name of a layer and a former one, as rules from the one to the other.
+        background_first: the first class is the background; otherwise the last.
+        layout: what decides the names, from the names.
+        rules: the names of the layers under a layout.
+        conventions: what the checkpoint means, from its class names, category ids, tensors and the options.
+    """
+
+    name: str
+    marks: str
+    unsupported: tuple[tuple[str, str], ...]
+    background_first: bool
+    layout: Callable[[Iterable[str]], Layout]
+    rules: Callable[[Layout], Sequence[Rule]]
+    conventions: Callable[[tuple[str, ...], tuple[int, ...], Mapping[str, Tensor], Options], Conventions]
+    ignored: str = COUNTERS
+    old_names: tuple[Rule, ...] = ()
+
+
+def load(family: Family, contents: Contents, options: Options) -> tuple[MaskRCNN, list[str]]:
+    """Build the model of a checkpoint.
+
+    Returns:
+        the model in evaluation mode, and notes about what was assumed.
+
+    Raises:
+        ValueError: for an architecture that is not here, and listing by name what is missing, unused or mis-shaped.
+    """
+    for pattern, architecture in family.unsupported:
+        if name := next((name for name in contents.tensors if re.match(pattern, name)), None):
+            raise ValueError(f"{architecture} is not supported; the checkpoint has {name!r}")
+    modern = KeyMap(family.old_names)
+    everything = {modern.to_native(name) or name: tensor for name, tensor in contents.tensors.items()}
+    state = {name: tensor for name, tensor in everything.items() if not re.fullmatch(family.ignored, name)}
+
+    keys = KeyMap(family.rules(family.layout(state)))
+    ours = {keys.to_native(name): tensor.shape for name, tensor in state.items()}
+    shapes = Shapes({name: shape for name, shape in ours.items() if name is not None}, keys.to_foreign)
+    names, ids = options.class_names(count_classes(shapes), contents.classes)
+    conventions = family.conventions(names, ids, everything, options)
+    config = options.apply(infer(conventions.config, shapes))
+    _check_anchors(config, shapes["rpn.objectness.weight"][0])
+
+    model = blank_model(config)
+    changes = transforms(config, bgr=conventions.bgr, background_first=family.background_first)
+    meta = {name: torch.empty(tensor.shape, device="meta") for name, tensor in weights(model).items()}
+    expected = {name: tensor.shape for name, tensor in _renamed(meta, keys, changes).items()}
+    problems = differences(expected, {name: tensor.shape for name, tensor in state.items()})
+    if problems:
+        missing = expected.keys() - state.keys()
+        if missing and all(".running_" in name for name in missing):
+            problems.append("norms without running statistics, such as GroupNorm, are not supported")
+        raise ValueError(f"the tensors do not fit a {family.name} model: " + "; ".join(problems))
+    values = {}
+    for name in meta:
+        foreign = keys.to_foreign(name)
+        assert foreign is not None
+        values[name] = changes[name].to_native(state[foreign]) if name in changes else state[foreign]
+    model.load_state_dict(values, strict=False)  # counters of the norms are not stored
+    notes = list(conventions.notes)
+    if options.classes is None and contents.classes is None and len(names) in (80, 90):
+        notes.append(f"{len(names)} classes are taken to be COCO's; say otherwise with classes")
+    if contents.ignored:
+        notes.append(f"left out objects that are no weights: {', '.join(contents.ignored)}")
+    return model.eval(), notes
+
+
+def export(family: Family, model: MaskRCNN, *, bgr: bool = False) -> dict[str, Tensor]:
+    """The state dict that the family would give this network; rows of a leading background come back as zeros."""
+    changes = transforms(model.config, bgr=bgr, background_first=family.background_first)
+    return _renamed(weights(model), KeyMap(family.rules(Layout.of(model.config))), changes)
+
+
+def _renamed(state: Mapping[str, Tensor], keys: KeyMap, changes: Mapping[str, Transform]) -> dict[str, Tensor]:
+    found = {}
+    for name, tensor in state.items():
+        foreign = keys.to_foreign(name)
+        if foreign is None:
+            raise ValueError(f"this family of checkpoints has no place for {name!r}")
+        found[foreign] = changes[name].to_foreign(tensor) if name in changes else tensor
+    return found
+
+
+def _check_anchors(config: MaskRCNNConfig, per_cell: int) -> None:
+    if per_cell != config.anchors.per_cell:
+        sizes, ratios = len(config.anchors.sizes[0]), len(config.anchors.aspect_ratios)
+        raise ValueError(
+            f"anchor_sizes, aspect_ratios: the checkpoint has {per_cell} anchors per cell, but {sizes} size(s) on a "
+            f"level x {ratios} aspect ratios make {sizes * ratios}; give the aspect_ratios or the anchor_sizes it was "
+            "trained with"
+        )

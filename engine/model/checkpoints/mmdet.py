@@ -1,0 +1,70 @@
+"""MMDetection 2 and 3: Mask R-CNN and Faster R-CNN with a feature pyramid.
+
+Checkpoints are ``{"state_dict", "meta"}``, with the names of the classes in ``meta``. The classes end with the
+background. Tensors do not say whether the trunk is of "pytorch" style (RGB, stride in the 3x3) or "caffe" style (BGR,
+no deviation, stride in the 1x1): the option ``style`` does.
+"""
+
+from collections.abc import Iterable, Mapping
+
+from torch import Tensor
+
+from .. import presets
+from .detectron2 import with_style
+from .family import Conventions, Family
+from .mapping import Layout, Rule, conv_norm, resnet_rules
+from .options import Options
+
+__all__ = ["MMDET"]
+
+
+def _layout(names: Iterable[str]) -> Layout:
+    return Layout(rpn_convs=1 if "rpn_head.rpn_conv.weight" in names else 2)
+
+
+def _rules(layout: Layout) -> list[Rule]:
+    box, mask = "roi_head.bbox_head", "roi_head.mask_head"
+    return [
+        *resnet_rules("backbone."),
+        *conv_norm("fpn.lateral.{i}", "neck.lateral_convs.{i}.conv", "neck.lateral_convs.{i}.bn"),
+        *conv_norm("fpn.output.{i}", "neck.fpn_convs.{i}.conv", "neck.fpn_convs.{i}.bn"),
+        Rule("rpn.convs.0.conv", "rpn_head.rpn_conv")
+        if layout.rpn_convs == 1
+        else Rule("rpn.convs.{i}.conv", "rpn_head.rpn_conv.{i}.conv"),
+        Rule("rpn.objectness", "rpn_head.rpn_cls"),
+        Rule("rpn.deltas", "rpn_head.rpn_reg"),
+        *conv_norm("box_head.convs.{i}", f"{box}.shared_convs.{{i}}.conv", f"{box}.shared_convs.{{i}}.bn"),
+        Rule("box_head.fcs.{i}", f"{box}.shared_fcs.{{i}}"),
+        Rule("box_head.classes", f"{box}.fc_cls"),
+        Rule("box_head.deltas", f"{box}.fc_reg"),
+        *conv_norm("mask_head.convs.{i}", f"{mask}.convs.{{i}}.conv", f"{mask}.convs.{{i}}.bn"),
+        Rule("mask_head.deconv", f"{mask}.upsample"),
+        Rule("mask_head.logits", f"{mask}.conv_logits"),
+    ]
+
+
+def _conventions(
+    names: tuple[str, ...], ids: tuple[int, ...], state: Mapping[str, Tensor], options: Options
+) -> Conventions:
+    config = presets.mmdet(names, ids)
+    if options.style == "caffe":
+        return Conventions(with_style(config, config.input.mean, (1.0, 1.0, 1.0), stride_in_1x1=True), bgr=True)
+    note = "the trunk is taken to be of pytorch style; else give style='caffe'"
+    return Conventions(config, notes=() if options.style else (note,))
+
+
+MMDET = Family(
+    name="mmdet",
+    marks=r"(neck|rpn_head|roi_head)\.",
+    unsupported=(
+        (r"roi_head\.keypoint", "Keypoint R-CNN"),
+        (r"roi_head\.(bbox_head|mask_head)\.\d+\.", "Cascade R-CNN"),
+        (r"roi_head\.(mask_iou_head|semantic_head|glbctx_head)\.", "a variant of Mask R-CNN with further heads"),
+        (r"(bbox_head|mask_head)\.", "a one-stage detector, or a checkpoint of MMDetection 1,"),
+        (r"backbone\.(?!conv1\.|bn1\.|layer\d\.)", "a trunk other than a ResNet"),
+    ),
+    background_first=False,
+    layout=_layout,
+    rules=_rules,
+    conventions=_conventions,
+)

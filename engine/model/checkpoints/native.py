@@ -1,0 +1,134 @@
+"""The project's own checkpoint: safetensors with the whole config in the header, so that loading guesses nothing.
+
+The header has one entry, ``trimask``: a JSON object with the format's version, the config and the provenance. (One
+entry, because safetensors writes several in random order, and a file should be the same bytes whenever it is made.)
+"""
+
+import json
+import os
+import secrets
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..config import MaskRCNNConfig
+from ..mask_rcnn import MaskRCNN
+from .mapping import differences
+from .reading import Contents, read
+
+__all__ = ["FORMAT", "blank_model", "from_contents", "header", "load", "save", "weights"]
+
+KEY = "trimask"
+FORMAT = 1  # what this version writes, and the newest that it reads
+
+
+def weights(model: MaskRCNN) -> dict[str, Tensor]:
+    """The tensors that make a model; counters of the norms, which only training reads, are not among them."""
+    return {name: tensor for name, tensor in model.state_dict().items() if not name.endswith("num_batches_tracked")}
+
+
+def save(
+    model: MaskRCNN, path: str | Path, provenance: Mapping[str, str] | None = None, dtype: torch.dtype | None = None
+) -> None:
+    """Write a model; the file appears whole or not at all, and the same model gives the same bytes.
+
+    Args:
+        model: in any dtype, on any device.
+        path: where to; what is there is replaced.
+        provenance: where the weights come from, kept in the header.
+        dtype: ``torch.float16`` halves the file: matrices and kernels are rounded to it, vectors (biases, norms) stay
+            float32. None writes float32.
+
+    Raises:
+        ValueError: for another dtype, or a weight that float16 cannot hold.
+    """
+    if dtype not in (None, torch.float32, torch.float16):
+        raise ValueError(f"dtype: expected torch.float16, torch.float32 or None, got {dtype}")
+    tensors = {}
+    for name, tensor in weights(model).items():
+        wanted = torch.float16 if dtype == torch.float16 and tensor.dim() > 1 else torch.float32
+        tensors[name] = tensor.detach().to("cpu", wanted).contiguous()
+        if tensor.isfinite().all() and not tensors[name].isfinite().all():
+            raise ValueError(f"dtype: {name} has values up to {tensor.abs().max():.3g}, too large for float16")
+    about = {
+        "format": FORMAT,
+        "config": json.loads(model.config.to_json()),
+        "provenance": dict(sorted((provenance or {}).items())),
+    }
+    path = Path(path)
+    # By way of a neighbour, so that a reader or a crash never meets half a file.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        save_file(tensors, temporary, {KEY: json.dumps(about, separators=(",", ":"))})
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load(path: str | Path) -> MaskRCNN:
+    """Read what :func:`save` wrote: float32, in evaluation mode.
+
+    Raises:
+        ValueError: naming the path, for another kind of file, a newer format, or tensors that do not fit the config.
+    """
+    path = Path(path)
+    contents = read(path)
+    try:
+        return from_contents(contents)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def header(contents: Contents) -> dict[str, Any] | None:
+    """The header of one of our files: ``format``, ``config`` and ``provenance``; None for any other file."""
+    if KEY not in contents.metadata:
+        return None
+    try:
+        about = json.loads(contents.metadata[KEY])
+    except json.JSONDecodeError as error:
+        raise ValueError(f"expected JSON in the header, got {contents.metadata[KEY][:40]!r} ({error})") from None
+    if not isinstance(about, dict) or not isinstance(about.get("format"), int):
+        raise ValueError(f"expected a header with a format, got {str(about)[:80]}")
+    if about["format"] > FORMAT:
+        raise ValueError(f"expected format {FORMAT} or older, got {about['format']}, made by a newer trimask: upgrade")
+    return about
+
+
+def from_contents(
+    contents: Contents, adapt: Callable[[MaskRCNNConfig], MaskRCNNConfig] = lambda config: config
+) -> MaskRCNN:
+    """The model of a file of ours that has been read; ``adapt`` may change values of its config."""
+    about = header(contents)
+    if about is None:
+        raise ValueError(f"expected a checkpoint written by trimask, got another {contents.container} file")
+    model = blank_model(adapt(MaskRCNNConfig.from_json(json.dumps(about.get("config")))))
+    problems = differences(
+        {name: tensor.shape for name, tensor in weights(model).items()},
+        {name: tensor.shape for name, tensor in contents.tensors.items()},
+    )
+    if problems:
+        raise ValueError("the tensors do not fit the config: " + "; ".join(problems))
+    model.load_state_dict(contents.tensors, strict=False)
+    return model.eval()
+
+
+class _WithoutInit(torch.overrides.TorchFunctionMode):
+    """Makes the random initialisers of torch.nn.init do nothing: the values are about to be overwritten."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)
+
+
+def blank_model(config: MaskRCNNConfig) -> MaskRCNN:
+    """A model whose weights mean nothing yet."""
+    with _WithoutInit():
+        return MaskRCNN(config)

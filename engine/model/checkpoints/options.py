@@ -1,0 +1,140 @@
+"""What weights cannot say: the values that a caller may give beside a checkpoint."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from ..config import AnchorConfig, MaskRCNNConfig, MobileNetV2Config
+from .coco import COCO_CATEGORY_IDS, COCO_NAMES, coco_by_id
+
+__all__ = ["Options"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """Values that override what a family of checkpoints means by default; None leaves it.
+
+    Attributes:
+        min_size, max_size: the short side of a picture after scaling, and the limit of the long one.
+        anchor_sizes: square roots of the anchors' areas: one number for each of the five levels, or a list for each.
+        aspect_ratios: height over width of the anchors.
+        activation: ``"relu"`` or ``"relu6"``, of a MobileNetV2.
+        norm_eps: epsilon of every batch norm.
+        style: ``"pytorch"`` (RGB input, ImageNet statistics, a bottleneck's stride in the 3x3 convolution) or
+            ``"caffe"`` (BGR input with unit deviation, stride in the first 1x1), for Detectron2 and MMDetection.
+        classes: names of the foreground classes, in the order of the scores.
+        category_ids: the dataset's id of each class.
+        score_threshold, nms_threshold, max_detections: of the final selection.
+
+    Raises:
+        ValueError: naming the option, for a value that cannot be meant.
+    """
+
+    min_size: int | None = None
+    max_size: int | None = None
+    anchor_sizes: Sequence[float] | Sequence[Sequence[float]] | None = None
+    aspect_ratios: Sequence[float] | None = None
+    activation: Literal["relu", "relu6"] | None = None
+    norm_eps: float | None = None
+    style: Literal["pytorch", "caffe"] | None = None
+    classes: Sequence[str] | None = None
+    category_ids: Sequence[int] | None = None
+    score_threshold: float | None = None
+    nms_threshold: float | None = None
+    max_detections: int | None = None
+
+    @classmethod
+    def of(cls, given: dict[str, Any]) -> "Options":
+        """Keyword arguments as options; an unknown name is an error."""
+        known = [field.name for field in dataclasses.fields(cls)]
+        unknown = sorted(set(given) - set(known))
+        if unknown:
+            raise ValueError(f"unknown options {unknown}: expected some of {known}")
+        return cls(**given)
+
+    def __post_init__(self) -> None:
+        for name in ("min_size", "max_size", "max_detections"):
+            value = getattr(self, name)
+            _check(value is None or (type(value) is int and value > 0), name, "a positive whole number", value)
+        for name in ("score_threshold", "nms_threshold"):
+            value = getattr(self, name)
+            _check(value is None or 0 <= value <= 1, name, "a number in 0..1", value)
+        _check(self.norm_eps is None or self.norm_eps >= 0, "norm_eps", "a number of at least 0", self.norm_eps)
+        _check(self.activation in (None, "relu", "relu6"), "activation", "'relu' or 'relu6'", self.activation)
+        _check(self.style in (None, "pytorch", "caffe"), "style", "'pytorch' or 'caffe'", self.style)
+        for name in ("classes", "category_ids"):
+            value = getattr(self, name)
+            _check(not isinstance(value, str), name, "a list", value)
+
+    def class_names(self, count: int, found: Sequence[str] | None = None) -> tuple[tuple[str, ...], tuple[int, ...]]:
+        """Names and ids of ``count`` classes: as given, else as ``found``, else COCO's for its count, else made up."""
+        if self.classes is not None:
+            names = tuple(self.classes)
+            _check(len(names) == count, "classes", f"{count} names, one for each class of the checkpoint", names)
+        elif found is not None and len(found) == count:
+            names = tuple(found)
+        elif count == len(COCO_NAMES):
+            names = COCO_NAMES
+        elif count == 90:
+            names = coco_by_id()
+        else:
+            names = tuple(f"class_{i}" for i in range(count))
+        if self.category_ids is not None:
+            ids = tuple(self.category_ids)
+            _check(len(ids) == count, "category_ids", f"{count} ids, one for each class of the checkpoint", ids)
+            return names, ids
+        return names, COCO_CATEGORY_IDS if names == COCO_NAMES else tuple(range(1, count + 1))
+
+    def apply(self, config: MaskRCNNConfig) -> MaskRCNNConfig:
+        """The config with every value that is given here, except ``style``, which the families read."""
+        if self.classes is not None or self.category_ids is not None:
+            names, ids = self.class_names(config.num_classes, config.class_names)
+            config = replace(config, class_names=names, category_ids=ids)
+        resize = _replaced(config.input.resize, min_size=self.min_size, max_size=self.max_size)
+        detection = _replaced(
+            config.detection,
+            score_threshold=self.score_threshold,
+            nms_threshold=self.nms_threshold,
+            max_detections=self.max_detections,
+        )
+        eps = {"norm_eps": self.norm_eps}
+        backbone = _replaced(config.backbone, **eps)
+        if self.activation is not None:
+            mobile = isinstance(backbone, MobileNetV2Config)
+            _check(mobile or self.activation == "relu", "activation", "'relu' for a ResNet", self.activation)
+            if isinstance(backbone, MobileNetV2Config):
+                backbone = replace(backbone, relu6=self.activation == "relu6")
+        return replace(
+            config,
+            input=replace(config.input, resize=resize),
+            backbone=backbone,
+            fpn=_replaced(config.fpn, **eps),
+            box_head=_replaced(config.box_head, **eps),
+            mask_head=_replaced(config.mask_head, **eps) if config.mask_head else None,
+            anchors=self._anchors(config.anchors),
+            detection=detection,
+        )
+
+    def _anchors(self, anchors: AnchorConfig) -> AnchorConfig:
+        if self.anchor_sizes is not None:
+            levels = [(size,) if isinstance(size, (int, float)) else tuple(size) for size in self.anchor_sizes]
+            even = len(levels) == 5 and len({len(level) for level in levels}) == 1
+            good = even and all(level and min(level) > 0 for level in levels)
+            expected = "positive sizes for each of 5 levels, equally many on each"
+            _check(good, "anchor_sizes", expected, self.anchor_sizes)
+            anchors = replace(anchors, sizes=tuple(tuple(float(size) for size in level) for level in levels))
+        if self.aspect_ratios is not None:
+            ratios = tuple(float(ratio) for ratio in self.aspect_ratios)
+            _check(bool(ratios) and min(ratios) > 0, "aspect_ratios", "positive numbers", self.aspect_ratios)
+            anchors = replace(anchors, aspect_ratios=ratios)
+        return anchors
+
+
+def _replaced(config: Any, **values: Any) -> Any:
+    return replace(config, **{name: value for name, value in values.items() if value is not None})
+
+
+def _check(good: bool, name: str, expected: str, came: object) -> None:
+    if not good:
+        raise ValueError(f"{name}: expected {expected}, got {came!r}")

@@ -1,0 +1,229 @@
+"""The public face: every kind of source, batches with a bad item, options, threads."""
+
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import trimask
+from models import SMALL, small_model
+from trimask import Predictor, Result
+from trimask.engine.inference.pictures import PictureError
+from trimask.engine.model.config import ResizeConfig
+
+
+@pytest.fixture(scope="module")
+def predictor() -> Predictor:
+    return Predictor(small_model(), device="cpu")
+
+
+@pytest.fixture
+def picture(np_rng: np.random.Generator) -> np.ndarray:
+    return np_rng.integers(0, 256, (90, 120, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, np_rng: np.random.Generator) -> Path:
+    for i, size in enumerate([(90, 120), (64, 200), (130, 70)], start=1):
+        Image.fromarray(np_rng.integers(0, 256, (*size, 3), dtype=np.uint8)).save(tmp_path / f"{i}.png")
+    return tmp_path
+
+
+def same(a: Result, b: Result) -> bool:
+    return (
+        len(a) > 0
+        and np.array_equal(a.boxes, b.boxes)
+        and np.array_equal(a.scores, b.scores)
+        and np.array_equal(a.labels, b.labels)
+        and np.array_equal(a.masks, b.masks)
+    )
+
+
+def test_every_kind_of_source_gives_the_same(predictor: Predictor, picture: np.ndarray, tmp_path: Path) -> None:
+    path = tmp_path / "picture.png"
+    Image.fromarray(picture).save(path)
+    expected = predictor.predict(picture)
+    sources = {
+        "str": str(path),
+        "path": path,
+        "bytes": path.read_bytes(),
+        "PIL": Image.fromarray(picture),
+        "tensor": torch.from_numpy(picture).permute(2, 0, 1),
+        "float tensor": torch.from_numpy(picture).permute(2, 0, 1).float() / 255,
+        "strided": np.asfortranarray(picture),
+        "read-only": np.frombuffer(picture.tobytes(), np.uint8).reshape(picture.shape),
+    }
+    for kind, source in sources.items():
+        result = predictor.predict(source)
+        assert isinstance(result, Result), kind
+        assert same(result, expected), kind
+    assert same(predictor.predict(picture[..., ::-1], channel_order="bgr"), expected)
+    assert same(predictor(picture), expected)
+
+
+def test_a_result_says_what_it_is(predictor: Predictor, picture: np.ndarray) -> None:
+    result = predictor.predict(picture)
+    assert result.size == (90, 120)
+    assert result.masks.shape == (len(result), 90, 120)
+    assert set(result.names) <= {"cat", "dog", "bird"}
+    ids = dict(zip(SMALL.class_names, SMALL.category_ids, strict=True))
+    assert [ids[name] for name in result.names] == result.category_ids.tolist()
+    assert list(result.timings) == ["decode", "preprocess", "backbone", "proposals", "boxes", "masks", "copy"]
+    assert all(spent >= 0 for spent in result.timings.values())
+
+
+def test_several_sources_give_several_results(predictor: Predictor, folder: Path) -> None:
+    alone = [predictor.predict(folder / f"{i}.png") for i in (1, 2, 3)]
+    for source in (folder, str(folder / "*.png"), [folder / "1.png", folder / "2.png", folder / "3.png"]):
+        results = predictor.predict(source)
+        assert isinstance(results, list)
+        assert [result.path.name for result in results] == ["1.png", "2.png", "3.png"]
+        assert all(same(a, b) for a, b in zip(results, alone, strict=True))
+    assert isinstance(predictor.predict([folder / "1.png"]), list)
+
+
+def test_one_batch_array_gives_several_results(predictor: Predictor, picture: np.ndarray) -> None:
+    results = predictor.predict(np.stack([picture, picture]))
+    assert len(results) == 2
+    assert same(results[0], predictor.predict(picture))
+
+
+def test_a_stream_reads_no_further_than_a_batch(predictor: Predictor, picture: np.ndarray) -> None:
+    taken = []
+
+    def pictures() -> Iterator[np.ndarray]:
+        for i in range(100):
+            taken.append(i)
+            yield picture
+
+    results = predictor.predict(pictures(), stream=True, batch_size=2)
+    assert taken == []
+    next(results)
+    assert len(taken) == 2
+    next(results)
+    assert len(taken) == 2
+    next(results)
+    assert len(taken) == 4
+
+
+def test_batches_keep_order_and_number(predictor: Predictor, folder: Path) -> None:
+    for size in (1, 2, 3, 5):
+        results = predictor.predict(folder, batch_size=size)
+        assert [result.path.name for result in results] == ["1.png", "2.png", "3.png"]
+        assert [result.size for result in results] == [(90, 120), (64, 200), (130, 70)]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 4])
+def test_a_bad_picture_harms_no_other(predictor: Predictor, folder: Path, batch_size: int) -> None:
+    (folder / "2.png").write_bytes((folder / "2.png").read_bytes()[:200])
+    sources = [folder / "1.png", folder / "2.png", folder / "missing.png", folder / "3.png", np.zeros((3, 3), complex)]
+    with pytest.warns(UserWarning, match="expected|No such file|truncated") as warned:
+        results = predictor.predict(sources, batch_size=batch_size)
+    assert [result.error is None for result in results] == [True, False, False, True, False]
+    assert len(warned) == 3
+    assert "2.png" in str(results[1].error)
+    assert "missing.png" in str(results[2].error)
+    assert len(results[1]) == 0
+    assert len(results[0]) > 0
+    assert len(results[3]) > 0
+
+
+def test_a_single_bad_picture_raises(predictor: Predictor, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.png"):
+        predictor.predict(tmp_path / "nowhere.png")
+    (tmp_path / "text.png").write_text("not a picture")
+    with pytest.raises(PictureError, match=r"text\.png"):
+        predictor.predict(tmp_path / "text.png")
+    with pytest.raises(FileNotFoundError):
+        predictor.predict(tmp_path / "*.jpg")
+
+
+def test_limits_of_a_call_and_of_the_predictor(predictor: Predictor, picture: np.ndarray) -> None:
+    everything = predictor.predict(picture)
+    middle = float(np.median(everything.scores))
+    higher = predictor.predict(picture, score=middle)
+    assert 0 < len(higher) < len(everything)
+    assert same(higher, everything.filter(score=np.nextafter(np.float32(middle), np.float32(1))))
+    assert same(predictor.predict(picture, max_detections=3), everything[:3])
+    strict = Predictor(small_model(), device="cpu", score=middle, max_detections=2)
+    assert same(strict.predict(picture), higher[:2])
+
+
+def test_resize_changes_the_network_frame_alone(picture: np.ndarray) -> None:
+    for resize in (96, ResizeConfig(96, 144)):
+        result = Predictor(small_model(), device="cpu", resize=resize).predict(picture)
+        assert result.size == (90, 120)
+        assert same(result, Predictor(small_model(), device="cpu", resize=96).predict(picture))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 400), (400, 1), (2, 3)])
+def test_tiny_and_extreme_pictures(predictor: Predictor, size: tuple[int, int]) -> None:
+    result = predictor.predict(np.full((*size, 3), 128, np.uint8))
+    assert result.size == size
+    assert result.masks.shape == (len(result), *size)
+
+
+def test_exif_orientation_is_applied(predictor: Predictor, picture: np.ndarray, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored lying on its side
+    Image.fromarray(np.ascontiguousarray(np.rot90(picture))).save(tmp_path / "turned.png", exif=exif)
+    assert same(predictor.predict(tmp_path / "turned.png"), predictor.predict(picture))
+
+
+def test_the_input_is_not_changed(predictor: Predictor, picture: np.ndarray) -> None:
+    copy = picture.copy()
+    predictor.predict(picture).plot()
+    assert np.array_equal(picture, copy)
+
+
+def test_predictors_in_threads_do_not_disturb_each_other(picture: np.ndarray) -> None:
+    predictors = [Predictor(small_model(seed=seed), device="cpu") for seed in (3, 4)]
+    expected = [predictor.predict(picture) for predictor in predictors]
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda i: predictors[i % 2].predict(picture), range(12)))
+    for i, result in enumerate(results):
+        np.testing.assert_allclose(result.scores, expected[i % 2].scores, rtol=1e-5)
+
+
+def test_bfloat16_predicts(picture: np.ndarray) -> None:
+    result = Predictor(small_model(), device="cpu", dtype=torch.bfloat16).predict(picture)
+    assert len(result) > 0
+    assert result.mask_probabilities.dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"dtype": torch.float64}, "dtype: expected float32, float16 or bfloat16"),
+        ({"score": 1.5}, r"score: expected a number in 0\.\.1, got 1\.5"),
+        ({"score": float("nan")}, "score: expected"),
+        ({"max_detections": 0}, "max_detections: expected at least 1, got 0"),
+        ({"resize": 0}, "resize: expected a short side of at least 1 pixel, got 0"),
+    ],
+)
+def test_options_out_of_range_are_named(options: dict, complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        Predictor(small_model(), device="cpu", **options)
+
+
+def test_batch_size_out_of_range_is_named(predictor: Predictor, picture: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="batch_size: expected at least 1, got 0"):
+        predictor.predict([picture], batch_size=0)
+
+
+def test_the_bundled_model_loads_by_default_and_without_a_warning() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        predictor = trimask.load(device="cpu")
+    assert predictor.config.class_names == ("person",)
+    assert "1 classes, cpu" in repr(predictor)
+
+
+def test_unknown_weights_are_named() -> None:
+    with pytest.raises(ValueError, match="peple"):
+        trimask.load("peple")
