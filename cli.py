@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
+MODEL_COLUMN = 46  # the longest name of a published model
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -283,15 +284,10 @@ def _info(options: argparse.Namespace) -> int:
     for name, value in facts.items():
         console.print(f"{name:12} {value if value is not None else 'not installed'}", highlight=False)
     if options.models:
-        table = Table("name", "box AP", "mask AP", "licence or why not", box=None)
+        print(f"\n{'name':{MODEL_COLUMN}} box AP  mask AP")
         for model in PUBLISHED.values():
-            row = (
-                (f"{model.box_ap}", f"{model.mask_ap}", model.licence)
-                if not model.unsupported
-                else ("", "", model.unsupported)
-            )
-            table.add_row(model.name, *row)
-        console.print(table)
+            note = f"not here: {model.unsupported}" if model.unsupported else model.licence
+            print(f"{model.name:{MODEL_COLUMN}} {model.box_ap:6}  {model.mask_ap or '':7}  {note}")
     return 0
 
 

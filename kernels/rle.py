@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from .cpu import masks as host
-from .pasting import as_array, check_inputs
 from .paste_rule import PasteRule
+from .pasting import as_array, check_inputs
 
 __all__ = ["masks_to_rle"]
 

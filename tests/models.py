@@ -9,6 +9,7 @@ from trimask import MaskRCNN, MaskRCNNConfig
 from trimask.engine.model.config import (
     AnchorConfig,
     BoxHeadConfig,
+    DetectionConfig,
     FPNConfig,
     InputConfig,
     MaskHeadConfig,
@@ -28,6 +29,7 @@ SMALL = MaskRCNNConfig(
     fpn=FPNConfig(channels=32),
     anchors=AnchorConfig(sizes=((8.0,), (16.0,), (32.0,), (64.0,), (128.0,))),
     rpn=RPNConfig(pre_nms=200, post_nms=100),
+    detection=DetectionConfig(min_size=4.0),  # rounding moves the IoU of sub-pixel boxes by percents
     box_head=BoxHeadConfig(fcs=(64, 64)),
     mask_head=MaskHeadConfig(convs=(32, 32), deconv_channels=32),
 )

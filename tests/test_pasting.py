@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from trimask.kernels.cpu import masks as host
-from trimask.kernels.pasting import paste_masks
 from trimask.kernels.paste_rule import PasteRule
+from trimask.kernels.pasting import paste_masks
 from trimask.kernels.reference import masks as reference
 
 from .tolerances import paste_tie

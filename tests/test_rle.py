@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from trimask.kernels.cpu import masks as host
-from trimask.kernels.pasting import paste_masks
 from trimask.kernels.paste_rule import PasteRule
+from trimask.kernels.pasting import paste_masks
 from trimask.kernels.reference import masks as reference
 from trimask.kernels.rle import masks_to_rle
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from trimask.kernels.cpu import suppression as host
-from trimask.kernels.suppression import batched_nms, nms, segmented_nms
 from trimask.kernels.reference import suppression as reference
+from trimask.kernels.suppression import batched_nms, nms, segmented_nms
 
 SIZES = (0, 1, 63, 64, 65, 1000)
 

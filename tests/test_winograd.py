@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tolerances import WINOGRAD
 
+from tolerances import WINOGRAD
 from trimask.kernels.cpu.winograd import transform_weight, winograd_conv
 
 

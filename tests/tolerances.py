@@ -48,5 +48,6 @@ def roi_align_error(feature: torch.Tensor, largest: float) -> float:
     place = EPS[torch.float64 if feature.dtype == torch.float64 else torch.float32] * max(feature.shape[2:])
     return (place + half * EPS[feature.dtype]) * largest
 
+
 # Winograd's transforms cost a few bits of float32, relative to the largest output; a wrong transform costs all of them.
 WINOGRAD = 2e-5

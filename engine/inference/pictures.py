@@ -121,7 +121,8 @@ def expand(source: Any) -> Iterator[Any]:
         What `read` takes. The files of a folder or a pattern come in natural order: 2 before 10.
 
     Raises:
-        FileNotFoundError: a path, folder or pattern that leads to no picture.
+        FileNotFoundError: a path, folder or pattern that leads to no picture; inside an iterable it is yielded instead,
+            as a path that `read` will complain about.
     """
     if isinstance(source, (str, os.PathLike)):
         yield from map(Path, _files(os.fspath(source)))
@@ -131,7 +132,10 @@ def expand(source: Any) -> Iterator[Any]:
         yield from source if source.ndim == 4 else (source,)
     elif isinstance(source, Iterable):
         for item in source:
-            yield from expand(item)
+            try:
+                yield from expand(item)
+            except FileNotFoundError:
+                yield Path(item)  # one of several: `read` complains about it, and the others go on
     else:
         yield source
 

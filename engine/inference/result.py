@@ -218,25 +218,21 @@ class Result:
         """Whether the model gave masks."""
         return self.mask_probabilities is not None or self.mask_runs is not None
 
-    def _need_masks(self) -> None:
-        if not self.has_masks:
-            raise ValueError("masks: expected a result with masks, got one of a model that gives boxes only")
-
     @cached_property
     def runs(self) -> list[Ints]:
         """The COCO run lengths of each mask."""
-        self._need_masks()
+        if self.mask_runs is not None:
+            return list(self.mask_runs)
         if self.mask_probabilities is None:
-            return list(self.mask_runs or ())
+            raise ValueError("masks: expected a result with masks, got one of a model that gives boxes only")
         return mask_runs(self.mask_probabilities, self.boxes, self.size, rule=self.rule)
 
     @cached_property
     def masks(self) -> Bools:
         """Dense masks, bool `[N, H, W]`: a byte for each pixel of the picture and detection, made when asked for."""
-        self._need_masks()
         if self.mask_probabilities is not None:
             return paste_masks(self.mask_probabilities, self.boxes, self.size, rule=self.rule).astype(bool, copy=False)
-        out = np.zeros((len(self), *self.size), np.bool_)
+        out = np.zeros((len(self.runs), *self.size), np.bool_)
         for mask, runs in zip(out, self.runs, strict=True):
             mask[:] = mask_of_runs(runs, self.size)
         return out

@@ -1,1 +1,1 @@
-"""The same maths in plain torch, slow and obvious, in float64 where asked: the oracle of the tests, called by nothing else."""
+"""The same maths in plain torch, slow and obvious, float64 where asked: the oracle of the tests and of nothing else."""

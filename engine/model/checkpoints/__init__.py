@@ -88,7 +88,7 @@ def load_model(path: str | Path, **options: Any) -> MaskRCNN:
         ValueError: for what cannot be read, is not supported, or does not fit; naming the file and the reason.
         ConnectionError: where a published checkpoint cannot be downloaded.
     """
-    return _open(path, options)[0]
+    return _open(path, options, hashed=False)[0]
 
 
 def inspect(path: str | Path, **options: Any) -> Report:
@@ -126,7 +126,7 @@ def locate(name: str | Path) -> Path:
         return download(entry.url, entry.digest, progress=progress)
 
 
-def _open(name: str | Path, given: dict[str, Any]) -> tuple[MaskRCNN, Report]:
+def _open(name: str | Path, given: dict[str, Any], hashed: bool = True) -> tuple[MaskRCNN, Report]:
     options = Options.of(given)
     path = locate(name)
     notes: list[str]
@@ -141,8 +141,9 @@ def _open(name: str | Path, given: dict[str, Any]) -> tuple[MaskRCNN, Report]:
         else:
             found = _family(contents.tensors)
             (model, notes), kind = family.load(found, contents, options), found.name
-            provenance = {"source": path.name, "sha256": file_hash(path, "sha256")}
-            provenance |= {"family": kind, "trimask": _version()}
+            provenance = {"source": path.name, "family": kind, "trimask": _version()}
+            if hashed:  # a second of reading for a gigabyte, which a report is worth and a load is not
+                provenance["sha256"] = file_hash(path, "sha256")
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     parameters = sum(tensor.numel() for tensor in native.weights(model).values())

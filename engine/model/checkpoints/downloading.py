@@ -95,6 +95,7 @@ def _claim(target: Path) -> Path:
     for part in (target.with_name(f"{target.name}.part"), *orphans):
         try:
             os.rename(part, mine)
+            os.utime(mine)  # or the next process would think it abandoned still
             return mine
         except OSError:  # not there, or another process was quicker
             continue

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from ..config import MaskRCNNConfig
@@ -24,6 +24,9 @@ __all__ = ["FORMAT", "blank_model", "from_contents", "header", "load", "save", "
 
 KEY = "trimask"
 FORMAT = 1  # what this version writes, and the newest that it reads
+
+# Few numbers that decide scores and boxes directly: in float16 they cost the bundled model 0.2 AP, all others 0.01.
+PREDICTORS = ("rpn.objectness", "rpn.deltas", "box_head.classes", "box_head.deltas")
 
 
 def weights(model: MaskRCNN) -> dict[str, Tensor]:
@@ -40,8 +43,8 @@ def save(
         model: in any dtype, on any device.
         path: where to; what is there is replaced.
         provenance: where the weights come from, kept in the header.
-        dtype: ``torch.float16`` halves the file: matrices and kernels are rounded to it, vectors (biases, norms) stay
-            float32. None writes float32.
+        dtype: ``torch.float16`` halves the file: matrices and kernels are rounded to it, vectors (biases, norms) and
+            the predictors stay float32. None writes float32.
 
     Raises:
         ValueError: for another dtype, or a weight that float16 cannot hold.
@@ -50,7 +53,8 @@ def save(
         raise ValueError(f"dtype: expected torch.float16, torch.float32 or None, got {dtype}")
     tensors = {}
     for name, tensor in weights(model).items():
-        wanted = torch.float16 if dtype == torch.float16 and tensor.dim() > 1 else torch.float32
+        half = dtype == torch.float16 and tensor.dim() > 1 and not name.startswith(PREDICTORS)
+        wanted = torch.float16 if half else torch.float32
         tensors[name] = tensor.detach().to("cpu", wanted).contiguous()
         if tensor.isfinite().all() and not tensors[name].isfinite().all():
             raise ValueError(f"dtype: {name} has values up to {tensor.abs().max():.3g}, too large for float16")
@@ -63,8 +67,9 @@ def save(
     # By way of a neighbour, so that a reader or a crash never meets half a file.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        save_file(tensors, temporary, {KEY: json.dumps(about, separators=(",", ":"))})
-        with temporary.open("rb+") as file:
+        with temporary.open("xb") as file:  # save_file would make it readable by its owner alone
+            file.write(to_bytes(tensors, {KEY: json.dumps(about, separators=(",", ":"))}))
+            file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
