@@ -42,7 +42,7 @@ def test_predict_writes_overlays_and_one_data_set(
     assert {path.name for path in out.iterdir()} == {"1.jpg", "2.jpg", "detections.json"}
     assert Image.open(out / "1.jpg").size == (80, 60)
     found = json.loads((out / "detections.json").read_text())
-    assert [image["file_name"] for image in found["images"]] == ["1.png", "2.png"]
+    assert [Path(image["file_name"]).name for image in found["images"]] == ["1.png", "2.png"]
     assert {entry["id"]: entry["name"] for entry in found["categories"]} == {17: "cat", 18: "dog", 16: "bird"}
     assert {entry["image_id"] for entry in found["annotations"]} <= {image["id"] for image in found["images"]}
     assert len(found["annotations"]) > 0

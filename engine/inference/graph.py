@@ -47,6 +47,7 @@ class WinogradConv(nn.Module):
     def __init__(self, layer: ConvNorm) -> None:
         super().__init__()
         conv = layer.folded()
+        assert conv.bias is not None
         self.weight, self.bias = nn.Parameter(transform_weight(conv.weight)), conv.bias
         self.limits = {
             type(None): (-torch.inf, torch.inf),

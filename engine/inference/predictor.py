@@ -160,7 +160,7 @@ class Predictor:
 
 
 def load(
-    weights: str | os.PathLike[str] = "people",
+    weights: str | Path = "people",
     *,
     device: str | torch.device | None = None,
     dtype: torch.dtype = torch.float32,
@@ -206,8 +206,9 @@ def _milliseconds(start: float) -> float:
     return (time.perf_counter() - start) * 1e3
 
 
-def _to_host(detections: Detections) -> Detections:
-    return Detections(*(None if x is None else x.cpu() for x in detections))
+def _to_host(found: Detections) -> Detections:
+    masks = None if found.mask_logits is None else found.mask_logits.cpu()
+    return Detections(found.boxes.cpu(), found.scores.cpu(), found.labels.cpu(), masks, found.count.cpu())
 
 
 def _is_single(source: Any) -> bool:

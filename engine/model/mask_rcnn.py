@@ -32,7 +32,7 @@ class Detections(NamedTuple):
     scores: Tensor
     labels: Tensor
     mask_logits: Tensor | None
-    count: Tensor
+    count: Tensor  # type: ignore[assignment]  # hides tuple.count, which nobody misses
 
 
 def _no_mark(stage: str) -> None:
