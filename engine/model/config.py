@@ -285,7 +285,7 @@ def _from_plain(kind: Any, value: Any, where: str) -> Any:
         if not isinstance(value, dict):
             raise ValueError(f"{where}: expected an object, got {value!r}")
         hints = typing.get_type_hints(kind)
-        names = [f.name for f in dataclasses.fields(kind)]  # type: ignore[arg-type]
+        names = [f.name for f in dataclasses.fields(kind)]
         unknown = sorted(set(value) - set(names) - {"type"})
         if unknown:
             raise ValueError(f"{where}: unknown fields {unknown}; written by a newer version?")
