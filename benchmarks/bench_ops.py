@@ -11,7 +11,7 @@ from ..kernels.cpu.masks import encode_runs
 from ..kernels.paste_rule import PasteRule
 from ..kernels.pasting import paste_masks
 from ..kernels.rle import masks_to_rle
-from ..kernels.roi_align import pyramid_roi_align
+from ..kernels.roi_pooling import pyramid_roi_align
 from ..kernels.suppression import nms, segmented_nms
 from .harness import Row, compare, optional
 

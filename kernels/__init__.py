@@ -13,9 +13,9 @@ _PUBLIC = {
     "masks_to_rle": ".rle",
     "nms": ".suppression",
     "paste_masks": ".pasting",
-    "pyramid_roi_align": ".roi_align",
-    "roi_align": ".roi_align",
-    "roi_pool": ".roi_align",
+    "pyramid_roi_align": ".roi_pooling",
+    "roi_align": ".roi_pooling",
+    "roi_pool": ".roi_pooling",
     "segmented_nms": ".suppression",
 }
 

@@ -125,3 +125,12 @@ def test_every_package_is_listed_and_nothing_strays_at_the_root() -> None:
 def test_importing_stays_light(module: str, unwanted: str) -> None:
     code = f"import sys, {module}; sys.exit({unwanted!r} in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_no_op_is_hidden_by_a_module_of_its_name() -> None:
+    """An imported submodule becomes an attribute of its package, in front of a lazy one."""
+    from trimask import kernels
+
+    for name in kernels.__all__:
+        __import__(f"trimask.kernels.{kernels._PUBLIC[name].lstrip('.')}")
+        assert not isinstance(getattr(kernels, name), type(kernels)), name

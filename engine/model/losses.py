@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...kernels.roi_align import roi_align
+from ...kernels import roi_align
 from . import boxes as B
 from .heads import BOX_WEIGHTS
 from .mask_rcnn import MaskRCNN

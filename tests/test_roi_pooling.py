@@ -1,0 +1,739 @@
+"""RoIAlign, RoIPool and the pyramid against float64 references, closed forms, torchvision and their own definition."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tolerances import roi_align_error
+from trimask.kernels.cpu import roi_pooling as host
+from trimask.kernels.reference import roi_pooling as reference
+from trimask.kernels.roi_pooling import level_thresholds, pyramid_roi_align, roi_align, roi_pool
+
+DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+STRIDES = [4, 8, 16, 32]
+LAYOUTS = {
+    "contiguous": lambda x: x.contiguous(),
+    "channels_last": lambda x: x.to(memory_format=torch.channels_last),
+    "strided": lambda x: x.repeat_interleave(2, 1).repeat_interleave(2, 3)[:, ::2, :, ::2],
+    "permuted": lambda x: x.permute(3, 2, 0, 1).contiguous().permute(2, 3, 1, 0),
+}
+CASES = [(aligned, ratio) for aligned in (False, True) for ratio in (-1, 1, 2, 3)]
+
+
+def random_boxes(rng: torch.Generator, count: int, width: float, height: float, images: int = 1) -> Tensor:
+    """[K, 5]: boxes over and around a picture, up to half its size, none inverted."""
+    size = torch.tensor([width, height])
+    centre = (torch.rand(count, 2, generator=rng) * 1.4 - 0.2) * size
+    side = (torch.rand(count, 2, generator=rng) * 0.5 + 0.02) * size
+    image = torch.randint(images, (count, 1), generator=rng)
+    return torch.cat([image, centre - side / 2, centre + side / 2], 1)
+
+
+def random_pyramid(
+    rng: torch.Generator, images: int = 2, channels: int = 3, dtype: torch.dtype = torch.float32
+) -> list:
+    """Levels of a 512 x 640 picture, thinned out so that they are small."""
+    shapes = [(images, channels, 512 // s, 640 // s) for s in STRIDES]
+    features = [torch.randn(shape, generator=rng, dtype=torch.float64) for shape in shapes]
+    return [f.to(dtype, memory_format=torch.channels_last) for f in features]
+
+
+def ramp(height: int, width: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """[1, 2, H, W]: the value is 3 y - x + 1 at pixel (y, x), and y - 2 x."""
+    y, x = torch.arange(height, dtype=dtype)[:, None], torch.arange(width, dtype=dtype)
+    return torch.stack([3 * y - x + 1, y - 2 * x])[None]
+
+
+def at_centres(box: Tensor, size: int, offset: float) -> Tensor:
+    """What the ramp is at the centres of the bins of [K, 4], for pixels at `offset`: [K, 2, size, size] float64."""
+    step = (torch.arange(size, dtype=torch.float64) + 0.5) / size
+    box = box.double()
+    sides = (box[:, 2:] - box[:, :2]).clamp(min=0 if offset else 1)
+    x = (box[:, 0, None] + sides[:, :1] * step - offset)[:, None, :]
+    y = (box[:, 1, None] + sides[:, 1:] * step - offset)[:, :, None]
+    return torch.stack([3 * y - x + 1, y - 2 * x], 1)
+
+
+def assert_near(actual: Tensor, expected: Tensor, feature: Tensor, largest: float | None = None) -> None:
+    assert actual.shape == expected.shape
+    assert actual.dtype == feature.dtype
+    error = roi_align_error(feature, feature.detach().abs().max().item() if largest is None else largest)
+    torch.testing.assert_close(actual.double(), expected.double(), rtol=0, atol=error)
+
+
+@pytest.mark.parametrize("mode", ["avg", "max"])
+@pytest.mark.parametrize(("aligned", "ratio"), CASES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_reference(rng: torch.Generator, dtype: torch.dtype, layout: str, aligned: bool, ratio: int, mode: str) -> None:
+    feature = LAYOUTS[layout](torch.randn(2, 3, 13, 17, generator=rng).to(dtype))
+    boxes = random_boxes(rng, 5, 34, 26, images=2)
+    before = feature.clone()
+    out = roi_align(feature, boxes, (3, 2), 0.5, ratio, aligned, mode=mode)
+    real = np.float64 if dtype == torch.float64 else np.float32
+    expected = reference.roi_align(feature, boxes, (3, 2), 0.5, ratio, aligned, mode=mode, coordinates=real)
+    assert_near(out, expected, feature)
+    assert out.is_contiguous()
+    assert torch.equal(feature, before)
+
+
+@pytest.mark.parametrize("ratio", [1, 2])
+@pytest.mark.parametrize("aligned", [False, True])
+def test_float32_against_float64_coordinates(rng: torch.Generator, aligned: bool, ratio: int) -> None:
+    """In the middle of a map, where no sample can fall off by a rounding, float32 stays within its bound."""
+    feature = torch.randn(1, 2, 60, 90, generator=rng)
+    boxes = random_boxes(rng, 8, 60, 40) * 0.5 + torch.tensor([0, 25.0, 15, 25, 15])
+    out = roi_align(feature, boxes, 4, 1.0, ratio, aligned)
+    assert_near(out, reference.roi_align(feature.double(), boxes.double(), (4, 4), 1.0, ratio, aligned), feature)
+
+
+@pytest.mark.parametrize("mode", ["avg", "max"])
+@pytest.mark.parametrize(("aligned", "ratio"), [(False, 2), (True, 0)])
+@pytest.mark.parametrize("scale", [1, 0])  # all zero: every sample is the largest, and the first has the gradient
+def test_gradient_of_reference(rng: torch.Generator, scale: int, aligned: bool, ratio: int, mode: str) -> None:
+    feature = torch.randn(2, 3, 11, 9, generator=rng, dtype=torch.float64).mul_(scale).requires_grad_()
+    boxes = random_boxes(rng, 6, 9, 11, images=2).double()
+    out = roi_align(feature, boxes, (2, 3), 1.0, ratio, aligned, mode=mode)
+    grad = torch.randn(out.shape, generator=rng, dtype=torch.float64)
+    (actual,) = torch.autograd.grad(out, feature, grad)
+    slow = reference.roi_align(feature, boxes, (2, 3), 1.0, ratio, aligned, mode=mode)
+    (expected,) = torch.autograd.grad(slow, feature, grad)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=roi_align_error(feature, grad.abs().sum().item()))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gradient_is_summed_wide(dtype: torch.dtype) -> None:
+    """4000 RoIs on one pixel: a sum in bfloat16 would stop at 256."""
+    feature = torch.zeros(1, 1, 4, 4, dtype=dtype, requires_grad=True)
+    boxes = torch.tensor([0.0, 1, 1, 2, 2]).expand(4000, 5)
+    roi_align(feature, boxes, 1, 1.0, 1, True).sum().backward()
+    assert feature.grad is not None
+    assert feature.grad.dtype == dtype
+    assert feature.grad[0, 0, 1, 1].item() == torch.tensor(4000.0).to(dtype).item()
+    assert feature.grad.count_nonzero() == 1
+
+
+@pytest.mark.parametrize("channels", [1, 5, 32])
+@pytest.mark.parametrize(("aligned", "ratio"), CASES)
+def test_torchvision(rng: torch.Generator, aligned: bool, ratio: int, channels: int) -> None:
+    ops = pytest.importorskip("torchvision").ops
+    ours = torch.randn(2, channels, 40, 50, generator=rng, requires_grad=True)
+    theirs = ours.detach().clone().requires_grad_()
+    boxes = random_boxes(rng, 100, 100, 80, images=2)
+    args = ((5, 7), 0.5, ratio, aligned)
+    out, expected = roi_align(ours, boxes, *args), ops.roi_align(theirs, boxes, *args)
+    assert_near(out, expected, ours)
+    grad = torch.randn(out.shape, generator=rng)
+    out.backward(grad)
+    expected.backward(grad)
+    size = torch.zeros_like(ours).requires_grad_()
+    roi_align(size, boxes, *args).backward(grad.abs())  # how much each sum of the gradient adds up
+    assert_near(ours.grad, theirs.grad, ours, size.grad.max().item())
+
+    lists = [boxes[boxes[:, 0] == i, 1:] for i in range(2)]
+    assert torch.equal(roi_align(ours, lists, *args), roi_align(ours, boxes[boxes[:, 0].argsort(stable=True)], *args))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_roi_pool_torchvision(rng: torch.Generator, dtype: torch.dtype, layout: str) -> None:
+    ops = pytest.importorskip("torchvision").ops
+    ours = LAYOUTS[layout](torch.randn(2, 3, 20, 31, generator=rng, dtype=dtype)).requires_grad_()
+    theirs = ours.detach().clone().requires_grad_()
+    boxes = random_boxes(rng, 60, 62, 40, images=2).to(dtype)
+    boxes[30:, 1:] = (boxes[30:, 1:]).round()  # halves, once scaled
+    out, expected = roi_pool(ours, boxes, (3, 5), 0.5), ops.roi_pool(theirs, boxes, (3, 5), 0.5)
+    assert torch.equal(out, expected)
+    assert out.is_contiguous()
+    grad = torch.randn(out.shape, generator=rng, dtype=dtype)
+    out.backward(grad)
+    expected.backward(grad)
+    assert_near(ours.grad, theirs.grad, ours, grad.abs().sum().item())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_roi_pool_reference(rng: torch.Generator, dtype: torch.dtype) -> None:
+    feature = torch.randn(2, 3, 12, 10, generator=rng).to(dtype)
+    boxes = torch.cat([random_boxes(rng, 8, 20, 24, images=2), torch.tensor([[1.0, 15, 9, 3, 2]])])
+    real = np.float64 if dtype == torch.float64 else np.float32
+    expected = reference.roi_pool(feature, boxes, (2, 3), 0.5, coordinates=real)
+    assert torch.equal(roi_pool(feature, boxes, (2, 3), 0.5).double(), expected)
+
+
+def test_pyramid_torchvision(rng: torch.Generator) -> None:
+    poolers = pytest.importorskip("torchvision").ops.poolers
+    features = random_pyramid(rng)
+    boxes = [random_boxes(rng, n, 640, 512)[:, 1:] for n in (30, 20)]
+    peer = poolers.MultiScaleRoIAlign(["0", "1", "2", "3"], 7, 2)
+    expected = peer({str(i): f for i, f in enumerate(features)}, boxes, [(512, 640)] * 2)
+    padded = torch.nn.utils.rnn.pad_sequence(boxes, batch_first=True, padding_value=math.nan)
+    counts = torch.tensor([30, 20])
+    out = pyramid_roi_align(features, padded, STRIDES, 7, sampling_ratio=2, aligned=False, counts=counts)
+    assert_near(torch.cat([out[0], out[1, :20]]), expected, features[0], max(f.abs().max().item() for f in features))
+    assert not out[1, 20:].any()
+
+
+def test_levels_torchvision(rng: torch.Generator) -> None:
+    """Whole coordinates keep every box away from the threshold, or exactly on it."""
+    poolers = pytest.importorskip("torchvision").ops.poolers
+    boxes = torch.randint(0, 900, (5000, 4), generator=rng).float()
+    boxes[:, :2] //= 10
+    boxes[:, 2:] += boxes[:, :2] + 1
+    boxes[:3] = torch.tensor([[0, 0, 112, 448], [0, 0, 56, 224], [10, 20, 1034, 216]])
+    assert torch.equal(levels_of(boxes), poolers.initLevelMapper(2, 5)([boxes]))
+
+
+@pytest.mark.parametrize(
+    ("aligned", "first"),
+    [(False, 7.5), (True, 4.5)],  # 5 y + x at y = x = 1.25, and half a pixel up and left of it
+)
+@pytest.mark.parametrize("ratio", [0, 1, 2, 4])
+def test_golden(aligned: bool, first: float, ratio: int) -> None:
+    """Bins of half a pixel over the box 1..3 of a 5 x 5 picture that counts row by row: they step by 2.5 and by 0.5."""
+    picture = torch.arange(25.0).view(1, 1, 5, 5)
+    expected = first + 2.5 * torch.arange(4.0)[:, None] + 0.5 * torch.arange(4.0)
+    out = roi_align(picture, torch.tensor([[0.0, 1, 1, 3, 3]]), 4, 1.0, ratio, aligned)
+    torch.testing.assert_close(out[0, 0], expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("aligned", "box", "expected"),
+    [
+        # Samples at -0.75 and 1.25: the first clamps to 0. Rows 0 and 1.25, columns 0 and 1.25 of 5 y + x.
+        (False, (-1.75, -1.75, 2.25, 2.25), [[0, 1.25], [6.25, 7.5]]),
+        # Samples at -1.5 and 3: the first is outside, the second counts.
+        (True, (-3.25, -3.25, 5.75, 5.75), [[0, 0], [0, 18]]),
+        # Samples at 2.5 and 5.5: clamped to the last pixel at 4 up to 5, outside beyond.
+        (False, (1.0, 1.0, 7.0, 7.0), [[15, 0], [0, 0]]),
+        # Samples at 3.5 and 4.5.
+        (False, (3.0, 3.0, 5.0, 5.0), [[21, 21.5], [23.5, 24]]),
+    ],
+)
+def test_golden_border(aligned: bool, box: tuple[float, ...], expected: list[list[float]]) -> None:
+    out = roi_align(torch.arange(25.0).view(1, 1, 5, 5), torch.tensor([[0, *box]]), 2, 1.0, 1, aligned)
+    assert out[0, 0].tolist() == expected
+
+
+@pytest.mark.parametrize("mode", ["avg", "max"])
+@pytest.mark.parametrize("ratio", [0, 1])
+def test_samples_at_the_very_edge(ratio: int, mode: str) -> None:
+    """-1 and H still count, a hair beyond does not; one sample in the middle of a box of one pixel."""
+    feature = torch.rand(1, 1, 6, 6) + 1
+    corner, end, hair = -0.5, 6.5, 1 / 64
+    for centre, expected in (
+        (corner, feature[0, 0, 0, 0]),
+        (corner - hair, 0.0),
+        (end, feature[0, 0, -1, -1]),
+        (end + hair, 0.0),
+    ):
+        box = torch.tensor([[0.0, centre - 0.5, centre - 0.5, centre + 0.5, centre + 0.5]])
+        assert roi_align(feature, box, 1, 1.0, ratio, True, mode=mode).item() == expected
+
+
+@pytest.mark.parametrize(("aligned", "ratio"), CASES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_linear_picture(rng: torch.Generator, dtype: torch.dtype, aligned: bool, ratio: int) -> None:
+    """Samples lie evenly about the centre of a bin, so a linear picture averages to its value there."""
+    feature = ramp(50, 60, dtype)
+    boxes = random_boxes(rng, 50, 60, 50)[:, 1:] * 0.4 + 15
+    out = roi_align(feature, [boxes], 6, 1.0, ratio, aligned)
+    assert_near(out, at_centres(boxes, 6, 0.5 if aligned else 0.0), feature)
+
+
+def test_more_rois_than_a_grid_axis(rng: torch.Generator) -> None:
+    feature = ramp(50, 60)
+    boxes = random_boxes(rng, 70_000, 60, 50)[:, 1:] * 0.4 + 15
+    assert_near(roi_align(feature, [boxes], 1, 1.0, 2, True), at_centres(boxes, 1, 0.5), feature)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_far_from_the_origin(dtype: torch.dtype) -> None:
+    """Beyond 2048 float16 has no odd numbers, and bfloat16 steps of 16: coordinates are neither."""
+    feature = (torch.arange(4096) % 2 * 2.0 - 1).expand(1, 1, 3, 4096).to(dtype)
+    boxes = torch.tensor([[0, x, 1.0, x + 1, 2.0] for x in (2049.25, 3000.125, 4000.75)])
+    out = roi_align(feature, boxes, 1, 1.0, 1, True).flatten()
+    # The middle lies a quarter, an eighth, three quarters of a pixel after an odd (+1), an even, an even pixel.
+    assert out.tolist() == [0.5, -0.75, 0.5]
+
+
+def test_grid_sample(rng: torch.Generator) -> None:
+    """One sample a bin, aligned, is grid_sample at the centres with align_corners=False."""
+    feature = torch.randn(1, 4, 30, 40, generator=rng)
+    box = torch.tensor([3.3, 5.1, 31.7, 22.9])
+    step = (torch.arange(9) + 0.5) / 9
+    x = (box[0] + (box[2] - box[0]) * step) / 40 * 2 - 1
+    y = (box[1] + (box[3] - box[1]) * step) / 30 * 2 - 1
+    grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)[None]
+    expected = F.grid_sample(feature, grid, padding_mode="border", align_corners=False)
+    assert_near(roi_align(feature, [box[None]], 9, 1.0, 1, True), expected, feature)
+
+
+@pytest.mark.parametrize("aligned", [False, True])
+def test_half_resolution(rng: torch.Generator, aligned: bool) -> None:
+    """Pooled by 2, an aligned RoI sees the same; one that is not sees a picture shifted by half a pixel."""
+    feature = ramp(48, 64)
+    boxes = random_boxes(rng, 20, 64, 48)[:, 1:] * 0.4 + 14
+    boxes[:, 2:] += 2  # at least a pixel wide at either resolution
+    full = roi_align(feature, [boxes], 5, 1.0, 2, aligned)
+    half = roi_align(F.avg_pool2d(feature, 2), [boxes], 5, 0.5, 2, aligned)
+    shift = 0.0 if aligned else 0.5
+    expected = full + shift * torch.tensor([3.0 - 1, 1.0 - 2])[:, None, None]  # the slopes of the ramp
+    assert_near(half, expected, feature)
+
+
+def test_mirrored_and_empty_boxes(rng: torch.Generator) -> None:
+    feature = torch.randn(1, 3, 16, 16, generator=rng)
+    box, mirrored = torch.tensor([[0.0, 2, 3, 10, 13]]), torch.tensor([[0.0, 10, 13, 2, 3]])
+    point = torch.tensor([[0.0, 5.5, 6.5, 5.5, 6.5]])
+    upright = roi_align(feature, box, 4, 1.0, 2, True)
+    assert_near(roi_align(feature, mirrored, 4, 1.0, 2, True), upright.flip(2, 3), feature)
+    assert torch.equal(roi_align(feature, point, 2, 1.0, 2, True), feature[:, :, 6, 5, None, None].expand(1, 3, 2, 2))
+    for empty in (mirrored, point):
+        assert not roi_align(feature, empty, 4, 1.0, 0, True).any()
+        one_pixel = torch.cat([empty[:, :3], empty[:, 1:3] + 1], 1)
+        for ratio in (0, 2):
+            assert torch.equal(roi_align(feature, empty, 4, 1.0, ratio), roi_align(feature, one_pixel, 4, 1.0, ratio))
+
+
+def levels_of(boxes: Tensor, **rule: Any) -> Tensor:
+    """The levels that boxes [R, 4] are pooled from, seen from outside: level i holds i + 1."""
+    features = [torch.full((1, 1, 256, 256), i + 1.0) for i in range(4)]
+    out = pyramid_roi_align(features, boxes[None], STRIDES, 1, sampling_ratio=1, aligned=True, **rule)
+    return out.flatten().long() - 1
+
+
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [
+        ({}, [0, 1, 2, 2, 3, 3]),  # torchvision: up to 1e-6 of an octave below
+        ({"level_epsilon": 1e-8, "epsilon_inside_log": True}, [0, 1, 1, 2, 2, 3]),  # Detectron2
+        ({"level_epsilon": 1e-6, "epsilon_inside_log": True}, [1, 1, 2, 2, 3, 3]),  # MMDetection: up to 224e-6 pixels
+    ],
+)
+def test_level_choice(rule: dict[str, Any], expected: list[int]) -> None:
+    sides = torch.tensor([111.9999, 112, 223.9999, 224, 447.9999, 448])
+    boxes = torch.stack([sides * 0, sides * 0, sides, sides], 1)
+    assert levels_of(boxes, **rule).tolist() == expected
+    assert [reference.level_of(box, 4, 2, **rule) for box in boxes.tolist()] == expected
+
+
+def test_level_of_strange_boxes() -> None:
+    """A negative area is a small one; the sizes at both ends are clamped."""
+    boxes = torch.tensor([[300.0, 0, 0, 300], [5, 5, 5, 5], [4, 4, 5, 5], [0, 0, 5e3, 5e3]])
+    assert levels_of(boxes).tolist() == [0, 0, 0, 3]
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_thresholds_are_float32(inside: bool) -> None:
+    """Rounded up: the float32 below decides otherwise by the formula."""
+    thresholds = level_thresholds(STRIDES, 224, 4, 1e-6, inside)
+    assert thresholds == sorted(thresholds)
+    assert thresholds[0] == 0
+    for level, threshold in enumerate(thresholds[1:], 1):
+        below = np.nextafter(np.float32(threshold), np.float32(0))
+        assert float(np.float32(threshold)) == threshold
+        for side, expected in ((threshold, level), (float(below), level - 1)):
+            assert reference.level_of([0, 0, side, side], 4, 2, epsilon_inside_log=inside) == expected
+
+
+@pytest.mark.parametrize("mode", ["avg", "max"])
+@pytest.mark.parametrize(("aligned", "ratio"), [(False, 2), (True, 0)])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_pyramid_reference(rng: torch.Generator, dtype: torch.dtype, aligned: bool, ratio: int, mode: str) -> None:
+    features = random_pyramid(rng, dtype=dtype)
+    boxes = random_boxes(rng, 8, 640, 512)[:, 1:].view(2, 4, 4)
+    rule = {"sampling_ratio": ratio, "aligned": aligned, "mode": mode}
+    out = pyramid_roi_align(features, boxes, STRIDES, (2, 3), counts=torch.tensor([4, 2]), **rule)
+    real = np.float64 if dtype == torch.float64 else np.float32
+    expected = reference.pyramid_roi_align(features, boxes, STRIDES, (2, 3), counts=[4, 2], coordinates=real, **rule)
+    assert_near(out, expected, features[0], max(f.abs().max().item() for f in features))
+    assert out.permute(0, 1, 3, 4, 2).is_contiguous()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("aligned", "ratio"), [(False, 2), (True, 0)])
+def test_pyramid_is_a_loop_over_levels(rng: torch.Generator, aligned: bool, ratio: int, layout: str) -> None:
+    features = [LAYOUTS[layout](f).requires_grad_() for f in random_pyramid(rng, channels=5)]
+    boxes = random_boxes(rng, 80, 640, 512)[:, 1:].view(2, 40, 4)
+    out = pyramid_roi_align(features, boxes, STRIDES, 3, sampling_ratio=ratio, aligned=aligned).flatten(0, 1)
+    flat = torch.cat([torch.arange(2.0).repeat_interleave(40)[:, None], boxes.flatten(0, 1)], 1)
+    levels = torch.tensor([reference.level_of(box, 4, 2) for box in flat[:, 1:].tolist()])
+    grad = torch.randn(out.shape, generator=rng)
+    grads = torch.autograd.grad(out, features, grad)
+    for level, feature in enumerate(features):
+        here = levels == level
+        single = roi_align(feature, flat[here], 3, 1 / STRIDES[level], ratio, aligned)
+        assert torch.equal(out[here], single)
+        (expected,) = torch.autograd.grad(single, feature, grad[here])
+        assert torch.equal(grads[level], expected)
+
+
+def test_padding(rng: torch.Generator) -> None:
+    """Rows beyond the count are zero whatever they hold, and change nothing else; nor does a zero-length count."""
+    features = random_pyramid(rng)
+    boxes = random_boxes(rng, 12, 640, 512)[:, 1:].view(2, 6, 4)
+    whole = pyramid_roi_align(features, boxes, STRIDES, 2, sampling_ratio=2, aligned=True)
+    boxes[0, 4:] = math.nan
+    boxes[1] = math.inf
+    for dtype in (torch.int32, torch.int64):
+        counts = torch.tensor([4, 0], dtype=dtype)
+        out = pyramid_roi_align(features, boxes, STRIDES, 2, sampling_ratio=2, aligned=True, counts=counts)
+        assert torch.equal(out[0, :4], whole[0, :4])
+        assert not out[0, 4:].any()
+        assert not out[1].any()
+
+
+@pytest.mark.parametrize("mode", ["avg", "max"])
+@pytest.mark.parametrize(("aligned", "ratio"), [(False, 0), (False, 2), (True, 0), (True, 2)])
+def test_not_finite_is_zero(aligned: bool, ratio: int, mode: str) -> None:
+    feature = torch.rand(1, 2, 12, 16) + 1
+    boxes = torch.tensor([1.0, 1, 9, 9]).repeat(13, 1)
+    for i, value in enumerate((math.nan, math.inf, -math.inf)):
+        boxes[range(4 * i, 4 * i + 4), range(4)] = value
+    rule = {"sampling_ratio": ratio, "aligned": aligned, "mode": mode}
+    outs = [
+        roi_align(feature, [boxes], 2, **rule),
+        pyramid_roi_align([feature, feature[..., ::2, ::2]], boxes[None], [4, 8], 2, **rule)[0],
+        roi_pool(feature, [boxes], 2),
+    ]
+    for out in outs:
+        assert not out[:12].any()
+        assert out[12].all()
+
+
+coordinate = st.floats(width=32) | st.floats(-40, 60, width=32) | st.sampled_from([0.0, -1.0, 16.0, 1e20, -1e20, 3e38])
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(st.tuples(*[coordinate] * 4), min_size=1, max_size=5),
+    st.sampled_from(CASES),
+    st.sampled_from(["avg", "max"]),
+    st.sampled_from([0.01, 0.5, 1.0, 30.0]),
+)
+def test_any_box(boxes: list[tuple[float, ...]], case: tuple[bool, int], mode: str, scale: float) -> None:
+    """Whatever the coordinates: no value beyond the picture's, no gradient beyond the RoI's, zero if not finite."""
+    aligned, ratio = case
+    feature = (torch.rand(1, 1, 12, 16) + 1).requires_grad_()
+    rois = torch.tensor(boxes)
+    out = roi_align(feature, [rois], 2, scale, ratio, aligned, mode=mode)
+    assert ((out >= 0) & (out <= feature.max() * (1 + 1e-6))).all()
+    assert not out[~rois.isfinite().all(1)].any()
+    (grad,) = torch.autograd.grad(out.sum(), feature)
+    assert (grad >= 0).all()
+    assert grad.sum() <= out.numel() * (1 + 1e-5)
+    pooled = roi_pool(feature, [rois], 2, scale)
+    assert torch.isin(pooled, torch.cat([feature.flatten(), torch.zeros(1)])).all()
+    assert not pooled[~rois.isfinite().all(1)].any()
+
+
+@pytest.mark.parametrize("mode", ["avg", "max"])
+@pytest.mark.parametrize(("aligned", "ratio"), [(False, 0), (True, 0), (True, 2)])
+def test_roi_far_larger_than_the_picture(rng: torch.Generator, aligned: bool, ratio: int, mode: str) -> None:
+    """One bin with hundreds of samples a side, nearly all outside, next to a small RoI."""
+    feature = torch.randn(1, 3, 4, 5, generator=rng) - 1
+    boxes = torch.tensor([[0, -30.3, -21.5, 28.2, 30.9], [0, 0.5, 0.5, 3.1, 2.2], [0, -2.0, -300, 3, 4]])
+    args = ((1, 2), 1.0, ratio, aligned)
+    expected = reference.roi_align(feature, boxes, *args, mode=mode, coordinates=np.float32)
+    assert_near(roi_align(feature, boxes, *args, mode=mode), expected, feature)
+
+
+@pytest.mark.parametrize("aligned", [False, True])
+def test_nan_stays_where_it_is(aligned: bool) -> None:
+    """RoIs that do not touch a NaN do not see it, though a larger one in the same call makes their bags longer."""
+    feature = torch.ones(1, 2, 20, 20)
+    feature[0, 0, 12, 12] = math.nan
+    boxes = torch.tensor([[1.0, 1, 19, 19], [5, 5, 8, 8], [8, 8, 10.5, 10.5]])
+    for ratio in (0, 2):
+        for mode in ("avg", "max"):
+            touched = roi_align(feature, [boxes], 3, 1.0, ratio, aligned, mode=mode).isnan().flatten(1).any(1)
+            assert touched.tolist() == [True, False, False]
+    assert roi_pool(feature, [boxes], 3)[:, 0].isnan().flatten(1).any(1).tolist() == [True, False, False]
+
+
+@pytest.mark.parametrize("index", [-1.0, 2.0, 1e5, math.nan])
+def test_batch_index_out_of_range(index: float) -> None:
+    feature, boxes = torch.rand(2, 1, 8, 8), torch.tensor([[0.0, 1, 1, 5, 5], [index, 1, 1, 5, 5]])
+    for op in (roi_align, roi_pool):
+        with pytest.raises(ValueError, match="batch indices in"):
+            op(feature, boxes, 2)
+    # Where the host does not look, as on other devices, such a RoI is zero.
+    sampling = host.Sampling([1.0], [0.0], (2, 2), 2, True, "avg")
+    out = host.roi_align([feature], boxes[:, 1:], boxes[:, 0], sampling, channels_last=False)
+    assert out[0].all()
+    assert not out[1].any()
+    assert not host.roi_pool(feature, boxes[:, 1:], boxes[:, 0], 1.0, (2, 2))[0][1].any()
+
+
+@pytest.mark.parametrize(("n", "c", "k"), [(2, 3, 0), (2, 0, 4), (0, 3, 0)])
+def test_empty(n: int, c: int, k: int) -> None:
+    feature = torch.rand(n, c, 9, 8, requires_grad=True)
+    boxes = torch.tensor([0.0, 1, 1, 5, 5]).expand(k, 5)
+    for mode in ("avg", "max"):
+        out = roi_align(feature, boxes, (2, 3), mode=mode)
+        assert out.shape == (k, c, 2, 3)
+        assert torch.autograd.grad(out.sum(), feature)[0].shape == feature.shape
+        out = pyramid_roi_align([feature], boxes[None, :, 1:].expand(n, k, 4), [4], 2, sampling_ratio=2, aligned=True)
+        assert out.shape == (n, k, c, 2, 2)
+        assert torch.autograd.grad(out.sum(), feature)[0].shape == feature.shape
+    out = roi_pool(feature, boxes, (2, 3))
+    assert out.shape == (k, c, 2, 3)
+    assert torch.autograd.grad(out.sum(), feature)[0].shape == feature.shape
+    assert roi_align(feature, [], 2).shape == (0, c, 2, 2)
+
+
+@pytest.mark.parametrize("boxes_dtype", DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_mixed_dtypes(rng: torch.Generator, dtype: torch.dtype, boxes_dtype: torch.dtype) -> None:
+    """Coordinates that every dtype holds give the same, whatever holds them."""
+    feature = torch.randn(1, 3, 20, 20, generator=rng).to(dtype)
+    boxes = (random_boxes(rng, 10, 20, 20)[:, 1:] * 4).round() / 4
+    for op in (roi_align, roi_pool):
+        out = op(feature, [boxes.to(boxes_dtype)], 3)
+        assert out.dtype == dtype
+        assert torch.equal(out, op(feature, [boxes], 3))
+
+
+@pytest.mark.parametrize("amp", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("mode", ["avg", "max"])
+def test_autocast_changes_nothing(rng: torch.Generator, amp: torch.dtype, mode: str) -> None:
+    feature = torch.randn(1, 3, 20, 20, generator=rng, requires_grad=True)
+    boxes = [random_boxes(rng, 10, 20, 20)[:, 1:]]
+    for ratio in (0, 2):
+        plain = roi_align(feature, boxes, 3, 1.0, ratio, mode=mode)
+        with torch.autocast("cpu", amp):
+            out = roi_align(feature, boxes, 3, 1.0, ratio, mode=mode)
+            (grad,) = torch.autograd.grad(out.sum(), feature)
+        assert torch.equal(out, plain)
+        assert torch.equal(grad, torch.autograd.grad(plain.sum(), feature)[0])
+
+
+@pytest.mark.parametrize("mode", ["avg", "max"])
+def test_deterministic_and_poisoned(rng: torch.Generator, mode: str) -> None:
+    """Deterministic mode fills every new tensor with NaN: nothing is left unwritten, and nothing else changes."""
+    features = [f.requires_grad_() for f in random_pyramid(rng)]
+    boxes = random_boxes(rng, 16, 640, 512)[:, 1:].view(2, 8, 4)
+    boxes[0, 0] = math.nan
+
+    def run() -> list[Tensor]:
+        out = pyramid_roi_align(features, boxes, STRIDES, 7, sampling_ratio=0, aligned=True, mode=mode)
+        flat = [boxes[0], boxes[1]]
+        pooled = roi_pool(features[2], flat, 3, 1 / 16)
+        single = roi_align(features[2], flat, 3, 1 / 16, mode=mode)
+        return [out, pooled, single, *torch.autograd.grad(out.sum() + pooled.sum() + single.sum(), features)]
+
+    plain = run()
+    torch.use_deterministic_algorithms(True)
+    try:
+        again = run()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    for a, b in zip(plain, again, strict=True):
+        assert torch.equal(a, b)
+        assert a.isfinite().all()
+
+
+@pytest.mark.parametrize("mode", ["avg", "max"])
+def test_chunks_change_nothing(rng: torch.Generator, monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
+    feature = torch.randn(1, 3, 30, 40, generator=rng, requires_grad=True)
+    boxes = [random_boxes(rng, 30, 40, 30)[:, 1:]]
+
+    def run() -> list[Tensor]:
+        outs = [roi_align(feature, boxes, 3, 1.0, ratio, mode=mode) for ratio in (0, 2)] + [roi_pool(feature, boxes, 3)]
+        return [*outs, torch.autograd.grad(sum(out.sum() for out in outs), feature)[0]]
+
+    whole = run()
+    monkeypatch.setattr(host, "_FORWARD_BYTES", 1)
+    monkeypatch.setattr(host, "_BACKWARD_BYTES", 1)
+    for a, b in zip(whole[:-1], (parts := run())[:-1], strict=True):
+        assert torch.equal(a, b)
+    assert_near(parts[-1], whole[-1], feature, whole[-1].abs().max().item())
+
+
+class Largest(TorchDispatchMode):
+    """The bytes of the largest tensor that any operation returns."""
+
+    bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, Tensor):
+            self.bytes = max(self.bytes, out.untyped_storage().nbytes())
+        return out
+
+
+@pytest.mark.parametrize("mode", ["avg", "max"])
+@pytest.mark.parametrize("ratio", [0, 4])
+def test_memory_is_bounded(rng: torch.Generator, monkeypatch: pytest.MonkeyPatch, ratio: int, mode: str) -> None:
+    """RoIs of half a map, whose taps would take a hundred megabytes."""
+    monkeypatch.setattr(host, "_BACKWARD_BYTES", host._FORWARD_BYTES)
+    feature = torch.randn(1, 1, 120, 160, generator=rng)
+    boxes = random_boxes(rng, 200, 160, 120)
+    sampling = host.Sampling([1.0], [0.0], (3, 3), ratio, False, mode)
+    with Largest() as largest:
+        out = host.roi_align([feature], boxes[:, 1:], boxes[:, 0], sampling, channels_last=False)
+        host.roi_align_backward(out, [feature], boxes[:, 1:], boxes[:, 0], [feature.shape], sampling)
+    assert 0 < largest.bytes <= host._FORWARD_BYTES
+
+
+def test_memory_of_roi_pool_is_bounded(rng: torch.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Little more than the output at a time, where the pixels of all bins would be twenty times as much."""
+    monkeypatch.setattr(host, "_FORWARD_BYTES", 1 << 20)
+    boxes = random_boxes(rng, 2000, 160, 120)
+    with Largest() as largest:
+        out, argmax = host.roi_pool(torch.rand(1, 1, 120, 160), boxes[:, 1:], boxes[:, 0], 1.0, (3, 3))
+        host.roi_pool_backward(out, argmax, (1, 1, 120, 160))
+    assert 0 < largest.bytes <= 1 << 20
+
+
+@pytest.mark.parametrize("mode", ["avg", "max"])
+@pytest.mark.parametrize(("aligned", "ratio"), [(False, 2), (True, 0)])
+def test_gradcheck(rng: torch.Generator, aligned: bool, ratio: int, mode: str) -> None:
+    features = [
+        torch.randn(2, 1, 6 // s, 8 // s, generator=rng, dtype=torch.float64, requires_grad=True) for s in (1, 2)
+    ]
+    boxes = torch.tensor([[[0.3, 0.2, 3.1, 4.7], [1, 1, 9, 7.5]], [[-2, 3, 4, 6], [0, 0, 1, 1]]])
+
+    def pyramid(*features: Tensor) -> Tensor:
+        rule = {"sampling_ratio": ratio, "aligned": aligned, "mode": mode, "canonical_size": 5, "canonical_level": 1}
+        return pyramid_roi_align(features, boxes, [1, 2], 2, counts=torch.tensor([2, 1]), **rule)
+
+    assert {reference.level_of(box, 2, 0, 5, 1) for box in boxes.flatten(0, 1).tolist()} == {0, 1}
+    torch.autograd.gradcheck(pyramid, features)
+    torch.autograd.gradcheck(lambda f: roi_align(f, list(boxes), 2, 1.0, ratio, aligned, mode=mode), features[:1])
+    torch.autograd.gradcheck(lambda f: roi_pool(f, list(boxes), 2), features[:1])
+
+
+@pytest.mark.parametrize("mode", ["avg", "max"])
+def test_opcheck(rng: torch.Generator, mode: str) -> None:
+    features = [f.requires_grad_() for f in random_pyramid(rng)]
+    boxes = random_boxes(rng, 8, 640, 512)[:, 1:].view(2, 4, 4)
+    flat, images = boxes.flatten(0, 1), torch.arange(2).repeat_interleave(4)
+    ops = torch.ops.trimask
+    scales, thresholds = [1 / s for s in STRIDES], level_thresholds(STRIDES)
+    rule = ([2, 3], 2, True, mode)
+    for counts in (None, torch.tensor([4, 1])):
+        torch.library.opcheck(ops.pyramid_roi_align.default, (features, boxes, counts, scales, thresholds, *rule))
+    torch.library.opcheck(ops.roi_align.default, (features[0], flat, images, 0.25, *rule))
+    torch.library.opcheck(ops.roi_pool.default, (features[0], flat, images, 0.25, [2, 3]))
+    plain = [f.detach() for f in features]
+    shapes = [n for f in plain for n in f.shape]
+    grad = torch.randn(8, 3, 2, 3, generator=rng)
+    torch.library.opcheck(
+        ops.roi_align_backward.default, (grad, plain, flat, images, shapes, scales, thresholds, 2, True, mode)
+    )
+    _, argmax = ops.roi_pool(plain[0], flat, images, 0.25, [2, 3])
+    torch.library.opcheck(ops.roi_pool_backward.default, (grad, argmax, list(plain[0].shape)))
+
+
+class Pool(torch.nn.Module):
+    """All three, for tracing."""
+
+    def forward(self, fine: Tensor, coarse: Tensor, boxes: Tensor, counts: Tensor) -> tuple[Tensor, ...]:
+        rule = {"sampling_ratio": 2, "aligned": True, "counts": counts}
+        pooled = pyramid_roi_align([fine, coarse], boxes, [4, 8], 3, **rule)
+        flat = torch.nn.functional.pad(boxes[0], (1, 0))
+        return pooled, roi_align(fine, flat, 2, 0.25, mode="max"), roi_pool(fine, flat, 2, 0.25)
+
+
+def test_compile(rng: torch.Generator) -> None:
+    """One graph, forward and backward, whatever the number of boxes."""
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    compiled = torch.compile(Pool(), fullgraph=True, backend="aot_eager")
+    fine, coarse = (f.requires_grad_() for f in random_pyramid(rng)[:2])
+    for count in (6, 9):
+        boxes = random_boxes(rng, 2 * count, 640, 512)[:, 1:].view(2, count, 4)
+        torch._dynamo.mark_dynamic(boxes, 1)
+        results = []
+        for run in (Pool(), compiled):
+            outs = run(fine, coarse, boxes, torch.tensor([count, 3]))
+            results.append([*outs, *torch.autograd.grad(sum(out.sum() for out in outs), (fine, coarse))])
+        for a, b in zip(*results, strict=True):
+            assert torch.equal(a, b)
+            assert a.stride() == b.stride()
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
+def test_export_with_any_number_of_boxes(rng: torch.Generator) -> None:
+    fine, coarse = random_pyramid(rng)[:2]
+
+    def arguments(count: int) -> tuple[Tensor, ...]:
+        boxes = random_boxes(rng, 2 * count, 640, 512)[:, 1:].view(2, count, 4)
+        return fine, coarse, boxes, torch.tensor([count, 3])
+
+    dynamic = {"fine": None, "coarse": None, "boxes": {1: torch.export.Dim("R", max=5000)}, "counts": None}
+    exported = torch.export.export(Pool(), arguments(7), dynamic_shapes=dynamic)
+    names = [str(node.target) for node in exported.graph.nodes if "trimask" in str(node.target)]
+    assert sorted(names) == [f"trimask.{op}.default" for op in ("pyramid_roi_align", "roi_align", "roi_pool")]
+    for count in (3, 11):
+        args = arguments(count)
+        for a, b in zip(exported.module()(*args), Pool()(*args), strict=True):
+            assert torch.equal(a, b)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_vmap(rng: torch.Generator) -> None:
+    """Torch's fallback loops where it can, and says so where it cannot."""
+    features, boxes = torch.randn(3, 2, 4, 8, 8, generator=rng), random_boxes(rng, 5, 8, 8, images=2)
+    out = torch.vmap(lambda f: roi_align(f, boxes, 2))(features)
+    assert torch.equal(out, torch.stack([roi_align(f, boxes, 2) for f in features]))
+    with pytest.raises(RuntimeError, match="Batching rule not implemented"):
+        torch.vmap(lambda f: pyramid_roi_align([f], f.new_ones(2, 5, 4), [1], 2, sampling_ratio=2, aligned=True))(
+            features
+        )
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("input", {"input": torch.rand(3, 8, 8)}),
+        ("input", {"input": torch.ones(1, 1, 8, 8, dtype=torch.int64)}),
+        ("input", {"input": torch.rand(1, 1, 0, 8)}),
+        ("boxes", {"boxes": torch.rand(2, 4)}),
+        ("boxes", {"boxes": [torch.rand(2, 5)]}),
+        ("boxes", {"boxes": torch.rand(5)}),
+        ("output_size", {"output_size": 0}),
+        ("output_size", {"output_size": (2, 2, 2)}),
+        ("mode", {"mode": "median"}),
+    ],
+)
+def test_wrong_arguments(name: str, change: dict[str, Any]) -> None:
+    arguments = {"input": torch.rand(1, 1, 8, 8), "boxes": torch.zeros(2, 5), "output_size": 2} | change
+    with pytest.raises(ValueError, match=f"^{name}: expected"):
+        roi_align(**arguments)
+    if name != "mode":
+        with pytest.raises(ValueError, match=f"^{name}: expected"):
+            roi_pool(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("features", {"features": [torch.rand(2, 3, 8, 8), torch.rand(2, 4, 4, 4)]}),
+        ("features", {"features": [torch.rand(2, 3, 8, 8), torch.rand(2, 3, 4, 4).half()]}),
+        ("features", {"features": [torch.rand(2, 3, 8, 8), torch.rand(3, 4, 4)]}),
+        ("strides", {"features": []}),
+        ("strides", {"strides": [4]}),
+        ("strides", {"strides": [4, 12]}),
+        ("boxes", {"boxes": torch.zeros(5, 4)}),
+        ("boxes", {"boxes": torch.zeros(1, 5, 4)}),
+        ("boxes", {"boxes": torch.zeros(2, 5, 5)}),
+        ("counts", {"counts": torch.zeros(3, dtype=torch.int64)}),
+        ("output_size", {"output_size": -1}),
+        ("mode", {"mode": ""}),
+    ],
+)
+def test_wrong_pyramid_arguments(name: str, change: dict[str, Any]) -> None:
+    features = [torch.rand(2, 3, 8, 8), torch.rand(2, 3, 4, 4)]
+    arguments = {"features": features, "boxes": torch.zeros(2, 5, 4), "strides": [4, 8], "output_size": 2} | change
+    with pytest.raises(ValueError, match=f"^{name}: expected"):
+        pyramid_roi_align(**arguments, sampling_ratio=2, aligned=True)
