@@ -83,7 +83,7 @@ def _bilinear(plane: Tensor, y: np.floating, x: np.floating) -> Tensor:
     height, width = plane.shape[1:]
     if y < -1 or y > height or x < -1 or x > width:
         return plane.new_zeros(plane.shape[0])
-    y, x = min(max(float(y), 0.0), height - 1.0), min(max(float(x), 0.0), width - 1.0)
+    down, across = min(max(float(y), 0.0), height - 1.0), min(max(float(x), 0.0), width - 1.0)
     top, left = math.floor(down), math.floor(across)
     bottom, right = min(top + 1, height - 1), min(left + 1, width - 1)
     upper = plane[:, top, left] * (left + 1 - across) + plane[:, top, right] * (across - left)
