@@ -25,8 +25,8 @@ from torch import Tensor
 __all__ = ["Sampling", "roi_align", "roi_align_backward", "roi_pool", "roi_pool_backward"]
 
 # Bytes of temporaries; a single RoI may need more, up to a few tens of bytes for each pixel of one plane. Forward,
-# small chunks pay for their calls: 1000 RoIs of 7 x 7 x 256 take 83, 59, 58 and 55 ms of a Zen 4 core at 0.5, 2, 4 and
-# 16 MiB, 200 of 7 x 7 x 128 take 9.2, 4.6, 4.1 and 8.5. Backward, each chunk costs an addition of whole planes.
+# small chunks pay for their calls: at 0.5, 2, 4 and 16 MiB, 1000 RoIs of 7 x 7 x 256 take 83, 59, 58 and 55 ms of a
+# Zen 4 core, and 200 of 7 x 7 x 128 take 9.2, 4.6, 4.1 and 8.5. Backward, each chunk adds whole planes.
 _FORWARD_BYTES = 4 << 20
 _BACKWARD_BYTES = 128 << 20
 _TAP_BYTES = 12
