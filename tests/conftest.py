@@ -33,6 +33,12 @@ def np_rng(seed: int) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    """OpenMP threads that share a core with another process wait for each other at every operation."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(autouse=True)
 def _strict_torch() -> None:
     torch.manual_seed(_SEED)

@@ -1,7 +1,6 @@
 """RoIAlign, RoIPool and the pyramid against float64 references, closed forms, torchvision and their own definition."""
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -27,15 +26,6 @@ LAYOUTS = {
     "permuted": lambda x: x.permute(3, 2, 0, 1).contiguous().permute(2, 3, 1, 0),
 }
 CASES = [(aligned, ratio) for aligned in (False, True) for ratio in (-1, 1, 2, 3)]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """The tensors are small: on a busy machine threads would wait for each other longer than they work."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def random_boxes(rng: torch.Generator, count: int, width: float, height: float, images: int = 1) -> Tensor:
