@@ -1,6 +1,7 @@
 """Small models for tests that are not about a published one."""
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -19,7 +20,7 @@ from trimask.engine.model.config import (
     RPNConfig,
 )
 
-__all__ = ["SMALL", "small_model"]
+__all__ = ["PEOPLE_OPTIONS", "SMALL", "VARIANTS", "small_model"]
 
 SMALL = MaskRCNNConfig(
     ("cat", "dog", "bird"),
@@ -33,6 +34,17 @@ SMALL = MaskRCNNConfig(
     box_head=BoxHeadConfig(fcs=(64, 64)),
     mask_head=MaskHeadConfig(convs=(32, 32), deconv_channels=32),
 )
+
+# What the keys of the people checkpoint, in torchvision's format, cannot say.
+PEOPLE_OPTIONS: dict[str, Any] = {
+    "min_size": 320,
+    "max_size": 512,
+    "anchor_sizes": [16, 32, 64, 128, 256],
+    "aspect_ratios": [0.5, 1, 2, 3],
+    "activation": "relu",
+    "norm_eps": 1e-5,
+    "classes": ["person"],
+}
 
 VARIANTS = {
     "two linear layers": SMALL,

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from checkpoint_shapes import Architecture, assert_same_weights, checkpoint, shapes, zeros
+from models import PEOPLE_OPTIONS
 from tolerances import SAME_OPS, SUMMED_DIFFERENTLY
 from trimask import MaskRCNN
 from trimask.engine.model import checkpoints, presets
@@ -31,15 +32,6 @@ from trimask.engine.model.config import MobileNetV2Config, ResNetConfig
 FAMILIES = {family.name: family for family in (TORCHVISION, DETECTRON2, MMDET)}
 SMALL = Architecture()
 R50 = Architecture((3, 4, 6, 3), bottleneck=True)
-PEOPLE: dict[str, Any] = {
-    "min_size": 320,
-    "max_size": 512,
-    "anchor_sizes": [16, 32, 64, 128, 256],
-    "aspect_ratios": [0.5, 1, 2, 3],
-    "activation": "relu",
-    "norm_eps": 1e-5,
-    "classes": ["person"],
-}
 
 
 def write(path: Path, family: str, state: dict[str, Any]) -> Path:
@@ -547,7 +539,7 @@ def test_safetensors_of_any_origin(tmp_path: Path, small_file: Path) -> None:
 
 def test_the_people_checkpoint(shared_data: Path, tmp_path: Path) -> None:
     source = shared_data / "weights" / "people_mobilenetv2_fpn128_torchvision.pth"
-    report = convert(source, tmp_path / "people.safetensors", **PEOPLE)
+    report = convert(source, tmp_path / "people.safetensors", **PEOPLE_OPTIONS)
     config = report.config
     assert config.backbone == MobileNetV2Config(taps=(3, 6, 13, 17), relu6=False)
     assert config.fpn.channels == 128

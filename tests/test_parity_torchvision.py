@@ -12,18 +12,9 @@ from PIL import Image
 
 import trimask
 from matching import Found, differences, of_result, of_torchvision
+from models import PEOPLE_OPTIONS
 from seeded import seeded_state
 from tolerances import AVERAGE_PRECISION
-
-PEOPLE_OPTIONS: dict[str, Any] = {
-    "min_size": 320,
-    "max_size": 512,
-    "anchor_sizes": [16, 32, 64, 128, 256],
-    "aspect_ratios": [0.5, 1, 2, 3],
-    "activation": "relu",
-    "norm_eps": 1e-5,
-    "classes": ["person"],
-}
 
 
 def photographs() -> list[np.ndarray]:
