@@ -103,7 +103,7 @@ def test_peers_that_are_missing_are_listed(monkeypatch: pytest.MonkeyPatch) -> N
     for rows in bench_ops.run(1, quick=True):
         notes = {row.implementation: row.note for row in rows}
         assert notes["torchvision"] == "not installed"
-    assert notes["pycocotools, of dense masks"] == "not installed"
+    assert notes["pycocotools, dense masks"] == "not installed"
 
 
 def test_the_command_prints_a_table_and_writes_json(

@@ -49,5 +49,6 @@ def roi_align_error(feature: torch.Tensor, largest: float) -> float:
     return (place + half * EPS[feature.dtype]) * largest
 
 
-# Winograd's transforms cost a few bits of float32, relative to the largest output; a wrong transform costs all of them.
-WINOGRAD = 2e-5
+# Winograd's transforms cost a few bits of float32, relative to the sum of the absolute products (outputs can cancel to
+# nothing); a wrong transform costs all of them.
+WINOGRAD = 2e-6
