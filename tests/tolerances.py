@@ -49,6 +49,6 @@ def roi_align_error(feature: torch.Tensor, largest: float) -> float:
     return (place + half * EPS[feature.dtype]) * largest
 
 
-# Winograd's transforms cost a few bits of float32, relative to the sum of the absolute products (outputs can cancel to
-# nothing); a wrong transform costs all of them.
+# Winograd's transforms cost a few bits of float32, relative to all that could be summed: the largest input times the
+# absolute weights of an output (some of which meet only padding). A wrong transform costs all bits.
 WINOGRAD = 2e-6
