@@ -14,10 +14,12 @@ test: $(VENV)/.dev
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy
+	ln -sfn "$(CURDIR)" $(VENV)/trimask  # mypy wants the folder to have the package's name
+	cd $(VENV) && bin/mypy --config-file ../pyproject.toml trimask
 
 benchmark: $(VENV)/.dev
-	$(BIN)/python -m trimask.benchmarks
+	$(BIN)/python -m trimask.benchmarks ops
+	$(BIN)/python -m trimask.benchmarks models
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info demo-output

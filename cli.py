@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader went away, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, OSError, ImportError, MemoryError, RuntimeError) as error:
         print(f"trimask: {error}", file=sys.stderr)
         return 1
 
@@ -160,9 +160,11 @@ def _load(options: argparse.Namespace, weights: str, **more: Any) -> "Predictor"
 
 
 def _demo(options: argparse.Namespace) -> int:
-    console = Console()
+    console = _console()
     if options.picture:
         picture, resize = Path(options.picture), None
+        if not picture.is_file():
+            raise ValueError(f"expected a picture, found no file at {options.picture!r}")
     else:
         # The bundled model learned from whole people in the street: a portrait must be small for it.
         picture, resize = _portrait(), 200
@@ -171,10 +173,8 @@ def _demo(options: argparse.Namespace) -> int:
     result = predictor.predict(picture)
     options.output.mkdir(parents=True, exist_ok=True)
     _print_result(console, result)
-    for what, suffix in (("overlay", ".png"), ("COCO JSON", ".json")):
-        console.print(
-            f"{what:9} {result.save(options.output / (picture.stem + suffix))}", soft_wrap=True, highlight=False
-        )
+    for what, suffix in (("overlay", "-overlay.png"), ("COCO JSON", ".json")):
+        console.print(f"{what:9} {result.save(options.output / (picture.stem + suffix))}", soft_wrap=True)
     return 0
 
 
@@ -194,7 +194,7 @@ def _predict(options: argparse.Namespace) -> int:
     from .engine.inference.pictures import expand
     from .engine.inference.result import to_dataset
 
-    console, errors = Console(), Console(stderr=True)
+    console = _console()
     sources = list(expand(options.sources))
     predictor = _load(
         options,
@@ -208,27 +208,29 @@ def _predict(options: argparse.Namespace) -> int:
         output.mkdir(parents=True, exist_ok=True)
     names = _unique_names(sources)
     done: list[Result] = []
-    failed = 0
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # failures are reported here
-        stream = predictor.predict(sources, batch_size=options.batch_size, stream=True)
-        for source, name, result in zip(sources, names, _progress(stream, len(sources), errors), strict=True):
-            if result.error is not None:
-                failed += 1
-                print(f"trimask: {source}: {result.error}", file=sys.stderr)
-            elif output and not options.no_overlays:
-                result.save(output / f"{name}.jpg")
-            if options.json:
-                print(json.dumps(_record(source, result)), flush=True)
-            elif result.error is None:
-                _print_result(console, result, brief=len(sources) > 3)
-            done.append(result.without_picture())  # keep what is small
-    if output:
-        classes = dict(zip(predictor.config.category_ids, predictor.config.class_names, strict=True))
-        written = to_dataset([result for result in done if result.error is None], classes, output / "detections.json")
-        if not options.json:
-            console.print(f"{len(done) - failed} of {len(done)} pictures; {written}", soft_wrap=True, highlight=False)
-    return 1 if failed else 0
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # failures are reported here
+            stream = predictor.predict(sources, batch_size=options.batch_size, stream=True)
+            for source, name, result in zip(sources, names, _progress(stream, len(sources)), strict=True):
+                done.append(result.without_picture())  # keep what is small
+                if result.error is not None:
+                    print(f"trimask: {source}: {result.error}", file=sys.stderr)
+                elif output and not options.no_overlays:
+                    result.save(output / f"{name}.jpg")
+                if options.json:
+                    print(json.dumps(_record(source, result)), flush=True)
+                elif result.error is None:
+                    brief = f"{len(done)}/{len(sources)}  " if len(sources) > 3 else ""
+                    _print_result(console, result, brief)
+    finally:  # what is done stays done, whatever stops the rest
+        good = [result for result in done if result.error is None]
+        if output and done:
+            classes = dict(zip(predictor.config.category_ids, predictor.config.class_names, strict=True))
+            written = to_dataset(good, classes, output / "detections.json")
+            if not options.json:
+                console.print(f"{len(good)} of {len(sources)} pictures; {written}", soft_wrap=True)
+    return 0 if len(good) == len(sources) else 1
 
 
 def _convert(options: argparse.Namespace) -> int:
@@ -236,6 +238,8 @@ def _convert(options: argparse.Namespace) -> int:
 
     from .engine.model.checkpoints import convert
 
+    if options.target.suffix != ".safetensors":
+        raise ValueError(f"target: expected a .safetensors file, got {options.target}")
     report = convert(
         options.source,
         options.target,
@@ -280,9 +284,9 @@ def _info(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps({**facts, "models": [dataclasses.asdict(model) for model in PUBLISHED.values()]}))
         return 0
-    console = Console()
+    console = _console()
     for name, value in facts.items():
-        console.print(f"{name:12} {value if value is not None else 'not installed'}", highlight=False)
+        console.print(f"{name:12} {value if value is not None else 'not installed'}")
     if options.models:
         print(f"\n{'name':{MODEL_COLUMN}} box AP  mask AP")
         for model in PUBLISHED.values():
@@ -298,22 +302,36 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _progress(stream: Iterable["Result"], total: int, console: Console) -> Iterable["Result"]:
+def _console(stderr: bool = False) -> Console:
+    """Paths and class names are printed as they are: brackets in them are no markup."""
+    return Console(stderr=stderr, markup=False, emoji=False)
+
+
+def _progress(stream: Iterable["Result"], total: int) -> Iterable["Result"]:
     if total < 2:
         yield from stream
         return
+    # Never on the terminal that gets the results too, and never in their way when they go to a file.
+    console = _console(stderr=True)
+    silent = not console.is_terminal or sys.stdout.isatty()
     columns = (TextColumn("predicting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    with Progress(
+        *columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False, disable=silent
+    ) as progress:
         yield from progress.track(stream, total)
 
 
 def _unique_names(sources: Iterable[Path]) -> list[str]:
-    """File names for the overlays: pictures of one name in several folders must not overwrite each other."""
-    seen: Counter[str] = Counter()
-    names = []
+    """Names for the overlays, which overwrite neither each other nor a source, on any file system."""
+    names: list[str] = []
+    taken: set[str] = set()
     for source in sources:
-        seen[source.stem] += 1
-        names.append(source.stem if seen[source.stem] == 1 else f"{source.stem}-{seen[source.stem]}")
+        name, number = f"{source.stem}-overlay", 1
+        while name.casefold() in taken:
+            number += 1
+            name = f"{source.stem}-overlay-{number}"
+        taken.add(name.casefold())
+        names.append(name)
     return names
 
 
@@ -332,12 +350,14 @@ def _record(source: Path, result: "Result") -> dict[str, Any]:
     }
 
 
-def _print_result(console: Console, result: "Result", brief: bool = False) -> None:
+def _print_result(console: Console, result: "Result", brief: str = "") -> None:
     height, width = result.size
     total = sum(result.timings.values())
     found = ", ".join(f"{count} {name}" for name, count in Counter(result.names).most_common()) or "nothing found"
     console.print(
-        f"{result.path or 'picture'}  {width} x {height}  {found}  {total:.0f} ms", soft_wrap=True, highlight=False
+        f"{brief}{result.path or 'picture'}  {width} x {height}  {found}  {total:.0f} ms",
+        soft_wrap=True,
+        highlight=False,
     )
     if brief:
         return
@@ -348,4 +368,4 @@ def _print_result(console: Console, result: "Result", brief: bool = False) -> No
     if len(result):
         console.print(table)
     stages = "  ".join(f"{stage} {spent:.1f}" for stage, spent in result.timings.items())
-    console.print(f"ms per stage: {stages}", soft_wrap=True, highlight=False)
+    console.print(f"ms per stage: {stages}", soft_wrap=True)

@@ -39,8 +39,8 @@ def test_predict_writes_overlays_and_one_data_set(
 ) -> None:
     out = tmp_path / "out"
     assert run("predict", folder, "--weights", weights, "--score", 0.05, "--device", "cpu", "--output", out) == 0
-    assert {path.name for path in out.iterdir()} == {"1.jpg", "2.jpg", "detections.json"}
-    assert Image.open(out / "1.jpg").size == (80, 60)
+    assert {path.name for path in out.iterdir()} == {"1-overlay.jpg", "2-overlay.jpg", "detections.json"}
+    assert Image.open(out / "1-overlay.jpg").size == (80, 60)
     found = json.loads((out / "detections.json").read_text())
     assert [Path(image["file_name"]).name for image in found["images"]] == ["1.png", "2.png"]
     assert {entry["id"]: entry["name"] for entry in found["categories"]} == {17: "cat", 18: "dog", 16: "bird"}
@@ -73,7 +73,7 @@ def test_a_bad_picture_is_reported_and_the_rest_goes_on(
     out = tmp_path / "out"
     sources = (folder, folder / "missing.jpg")
     assert run("predict", *sources, "--weights", weights, "--device", "cpu", "--output", out) == 1
-    assert {path.name for path in out.iterdir()} == {"2.jpg", "detections.json"}
+    assert {path.name for path in out.iterdir()} == {"2-overlay.jpg", "detections.json"}
     complaints = capsys.readouterr().err.splitlines()
     assert len(complaints) == 2
     assert "1.png" in complaints[0]
@@ -86,7 +86,29 @@ def test_pictures_of_one_name_do_not_overwrite_each_other(weights: Path, folder:
     Image.new("RGB", (30, 40)).save(other / "1.png")
     out = tmp_path / "out"
     assert run("predict", folder, other, "--weights", weights, "--device", "cpu", "--output", out) == 0
-    assert {path.name for path in out.iterdir()} == {"1.jpg", "2.jpg", "1-2.jpg", "detections.json"}
+    assert {path.name for path in out.iterdir()} == {
+        "1-overlay.jpg",
+        "2-overlay.jpg",
+        "1-overlay-2.jpg",
+        "detections.json",
+    }
+
+
+def test_a_picture_in_the_output_folder_is_not_overwritten(weights: Path, folder: Path) -> None:
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert run("predict", folder, "--weights", weights, "--device", "cpu", "--output", folder) == 0
+    assert {name: (folder / name).read_bytes() for name in before} == before
+
+
+def test_names_with_brackets_are_printed_as_they_are(
+    weights: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    odd = tmp_path / "x[final][bold].png"
+    (folder / "1.png").rename(odd)
+    assert run("predict", odd, "--weights", weights, "--device", "cpu", "--output", tmp_path / "[red]") == 0
+    printed = capsys.readouterr().out
+    assert "x[final][bold].png" in printed
+    assert "[red]" in printed
 
 
 @pytest.mark.parametrize(
@@ -95,6 +117,8 @@ def test_pictures_of_one_name_do_not_overwrite_each_other(weights: Path, folder:
         (["predict", "nowhere.jpg", "--weights", "nothing"], "nothing"),
         (["predict", "x.jpg", "--score", "2"], "score: expected a number in 0..1, got 2.0"),
         (["convert", "nowhere.pth", "x.safetensors"], "nowhere.pth"),
+        (["convert", "nowhere.pth", "x.pth"], "target: expected a .safetensors file, got x.pth"),
+        (["predict", "x.jpg", "--device", "abacus"], "device: expected one that torch finds here, got 'abacus'"),
         (["demo", "nowhere.jpg"], "nowhere.jpg"),
     ],
 )
@@ -145,7 +169,7 @@ def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("skimage")
     assert run("demo", "--output", tmp_path, "--device", "cpu") == 0
     printed = capsys.readouterr().out
-    for name in ("astronaut.png", "astronaut.json"):
+    for name in ("astronaut-overlay.png", "astronaut.json"):
         assert (tmp_path / name).is_file()
         assert str(tmp_path / name) in printed
     found = json.loads((tmp_path / "astronaut.json").read_text())

@@ -8,7 +8,6 @@ import torch
 
 from models import SMALL, VARIANTS, small_model
 from tolerances import FOLDED
-from trimask import MaskRCNN
 from trimask.engine.inference.graph import optimize
 from trimask.engine.model.heads import select_detections
 from trimask.engine.model.mask_rcnn import Detections
@@ -184,9 +183,3 @@ def test_trunks_have_the_published_number_of_parameters(depth: int) -> None:
         trunk = ResNet(ResNetConfig(blocks, bottleneck=depth >= 50))
     classifier = 1000 * trunk.channels[-1] + 1000
     assert sum(p.numel() for p in trunk.parameters()) + classifier == published
-
-
-def test_the_model_trains_in_the_same_shape() -> None:
-    """Every parameter of every part is reachable from the state dict that inference uses."""
-    model = MaskRCNN(SMALL)
-    assert {name.split(".")[0] for name in model.state_dict()} == {"backbone", "fpn", "rpn", "box_head", "mask_head"}

@@ -196,6 +196,20 @@ def test_bfloat16_predicts(picture: np.ndarray) -> None:
     assert result.mask_probabilities.dtype == np.float32
 
 
+@pytest.mark.parametrize("nothing", [None, 5, {"image": 1}])
+def test_what_is_no_picture_raises(predictor: Predictor, nothing: object) -> None:
+    with pytest.raises(PictureError, match="expected a path"):
+        predictor.predict(nothing)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_half_precision_model_keeps_exact_anchors(dtype: torch.dtype, picture: np.ndarray) -> None:
+    exact, half = Predictor(small_model(), device="cpu"), Predictor(small_model().to(dtype), device="cpu", dtype=dtype)
+    assert torch.equal(half.graph.rpn.anchors.cells, exact.graph.rpn.anchors.cells)
+    assert torch.equal(half.graph.mean, exact.graph.mean)
+    assert len(half.predict(picture)) > 0
+
+
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
@@ -203,12 +217,13 @@ def test_bfloat16_predicts(picture: np.ndarray) -> None:
         ({"score": 1.5}, r"score: expected a number in 0\.\.1, got 1\.5"),
         ({"score": float("nan")}, "score: expected"),
         ({"max_detections": 0}, "max_detections: expected at least 1, got 0"),
+        ({"device": "meta"}, "device: expected one that computes, got 'meta'"),
         ({"resize": 0}, "resize: expected a short side of at least 1 pixel, got 0"),
     ],
 )
 def test_options_out_of_range_are_named(options: dict, complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
-        Predictor(small_model(), device="cpu", **options)
+        Predictor(small_model(), **{"device": "cpu", **options})
 
 
 def test_batch_size_out_of_range_is_named(predictor: Predictor, picture: np.ndarray) -> None:

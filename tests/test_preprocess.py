@@ -39,7 +39,8 @@ def test_sizes_equal_torchvision_for_every_short_side() -> None:
 
 
 def test_sizes_equal_detectron2(np_rng: np.random.Generator) -> None:
-    for h, w in np_rng.integers(1, 3000, (500, 2)).tolist():
+    second_scale_matters = [[744, 444], [682, 407], [860, 470]]
+    for h, w in second_scale_matters + np_rng.integers(1, 3000, (500, 2)).tolist():
         expected = detectron2_size(h, w, 800, 1333)
         assert resized_size((h, w), DETECTRON2) == (max(expected[0], 1), max(expected[1], 1)), (h, w)
 

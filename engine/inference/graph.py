@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ...kernels.cpu.winograd import transform_weight, winograd_conv
+from ..model.anchors import Anchors
 from ..model.layers import ConvNorm
 from ..model.mask_rcnn import MaskRCNN
 
@@ -73,9 +74,13 @@ class WinogradConv(nn.Module):
         return x.add_(residual).clamp_(*self.limits)
 
 
-def _has_fused_convolution() -> bool:
-    """Whether this build of torch has the operation, which its own compiler uses on CPUs too."""
-    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
+def _has_fused_convolution(dtype: torch.dtype) -> bool:
+    """Whether torch, which uses the operation in its own compiler, has it for this dtype on this processor."""
+    if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_convolution_pointwise")):
+        return False
+    if dtype == torch.bfloat16:
+        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_fp16_supported()
 
 
 def _lean(layer: ConvNorm, device: torch.device, dtype: torch.dtype) -> nn.Module:
@@ -83,7 +88,7 @@ def _lean(layer: ConvNorm, device: torch.device, dtype: torch.dtype) -> nn.Modul
     if device.type == "cpu":
         if WinogradConv.suits(layer, dtype):
             return WinogradConv(layer)
-        if _has_fused_convolution():
+        if _has_fused_convolution(dtype):
             return FusedConv(layer)
     layer.conv, layer.norm = layer.folded(), None
     return layer
@@ -95,7 +100,11 @@ def optimize(model: MaskRCNN, device: torch.device, dtype: torch.dtype) -> MaskR
 
     Weights take ``dtype``; anchors, normalisation and all arithmetic on boxes stay in float32.
     """
-    model = copy.deepcopy(model).eval().requires_grad_(False).to(device)
+    model = copy.deepcopy(model).eval().requires_grad_(False).float()
+    # A model in half precision has rounded these too.
+    model.rpn.anchors = Anchors(model.config.anchors)
+    for values, exact in ((model.mean, model.config.input.mean), (model.std, model.config.input.std)):
+        values.copy_(torch.tensor(exact).view(3, 1, 1))
     for parent in list(model.modules()):
         for name, layer in list(parent.named_children()):
             if isinstance(layer, ConvNorm):
@@ -103,4 +112,4 @@ def optimize(model: MaskRCNN, device: torch.device, dtype: torch.dtype) -> MaskR
     for parameter in model.parameters():
         memory = torch.channels_last if parameter.dim() == 4 else torch.preserve_format
         parameter.data = parameter.data.to(dtype, memory_format=memory)
-    return model
+    return model.to(device)  # last: folding takes float64, which not every device has

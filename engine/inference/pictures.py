@@ -19,7 +19,7 @@ import glob
 import io
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,7 +87,7 @@ def _natural(path: str) -> list[str | int]:
 
 
 def _is_array(source: Any) -> bool:
-    return isinstance(source, np.ndarray) or hasattr(source, "detach")
+    return isinstance(source, np.ndarray) or (hasattr(source, "detach") and hasattr(source, "ndim"))
 
 
 def _files(source: str) -> list[str]:
@@ -130,7 +130,7 @@ def expand(source: Any) -> Iterator[Any]:
         yield source
     elif _is_array(source):
         yield from source if source.ndim == 4 else (source,)
-    elif isinstance(source, Iterable):
+    elif isinstance(source, Iterable) and not isinstance(source, Mapping):
         for item in source:
             try:
                 yield from expand(item)
@@ -269,7 +269,7 @@ def read(item: Any, channel_order: str = "rgb") -> Picture:
             return Picture(_rgb_of_pil(item, name), Path(name) if filename else None)
     if isinstance(item, np.ndarray):
         return Picture(_rgb_of_array(item, "array", channel_order, channels_first=False))
-    if hasattr(item, "detach"):
+    if _is_array(item):
         if str(item.dtype) == "torch.bfloat16":  # which numpy lacks
             item = item.float()
         return Picture(_rgb_of_array(item.detach().cpu().numpy(), "tensor", channel_order, channels_first=True))

@@ -3,7 +3,7 @@
 import os
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -53,7 +53,7 @@ class Predictor:
     ) -> None:
         if dtype not in (torch.float32, torch.float16, torch.bfloat16):
             raise ValueError(f"dtype: expected float32, float16 or bfloat16, got {dtype}")
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = _device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.dtype = dtype
         self.config = model.config
         if resize is not None:
@@ -85,7 +85,8 @@ class Predictor:
                 folder, a pattern such as ``"photos/*.jpg"``, or a list or generator of any of these.
             batch_size: pictures that go through the network together. Those of a batch are padded to a common size,
                 which changes detections slightly, as it does in every implementation; 1 keeps them independent.
-            stream: yield results one by one, reading no further ahead than a batch.
+            stream: yield results one by one, reading no further ahead than a batch. Each result keeps its picture to
+                draw on: for thousands of pictures stream, and let go of the results or take ``without_picture()``.
             score, max_detections: other limits than the predictor's.
             channel_order: ``"bgr"`` for arrays and tensors in OpenCV's order.
 
@@ -217,7 +218,10 @@ def _is_single(source: Any) -> bool:
         return not (os.path.isdir(source) or (set("*?[") & set(os.fspath(source)) and not os.path.exists(source)))
     if isinstance(source, (np.ndarray, Tensor)):
         return source.ndim != 4
-    return isinstance(source, (Picture, Image.Image, bytes, bytearray, memoryview))
+    # What holds no pictures at all is single too: reading it says what was expected.
+    return isinstance(source, (Picture, Image.Image, bytes, bytearray, memoryview, Mapping)) or not isinstance(
+        source, Iterable
+    )
 
 
 def _failure(item: Any, error: Exception) -> Result:
@@ -236,6 +240,17 @@ def _limits(config: DetectionConfig, score: float | None, max_detections: int | 
             raise ValueError(f"max_detections: expected at least 1, got {max_detections}")
         config = replace(config, max_detections=int(max_detections))
     return config
+
+
+def _device(wanted: str | torch.device) -> torch.device:
+    """The device, with its number, if something can be put there."""
+    try:
+        device = torch.empty(0, device=wanted).device
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device: expected one that torch finds here, got {str(wanted)!r} ({error})") from None
+    if device.type == "meta":
+        raise ValueError("device: expected one that computes, got 'meta'")
+    return device
 
 
 def _resize(wanted: int | ResizeConfig, config: ResizeConfig) -> ResizeConfig:

@@ -13,14 +13,15 @@ def resized_size(size: tuple[int, int], config: ResizeConfig) -> tuple[int, int]
     The two roundings are those of ``GeneralizedRCNNTransform`` (torchvision) and ``ResizeShortestEdge`` (Detectron2).
     """
     short, long = min(size), max(size)
-    if config.round_half_up:
-        scale = config.min_size / short
-        if scale * long > config.max_size:
-            scale = config.max_size / long
-        new = [int(side * scale + 0.5) for side in size]
+    if config.limit_second:
+        sides = [float(config.min_size) if side == short else config.min_size / short * side for side in size]
+        if max(sides) > config.max_size:
+            shrink = config.max_size / max(sides)
+            sides = [side * shrink for side in sides]
     else:
         scale = min(config.min_size / short, config.max_size / long)
-        new = [math.floor(side * scale) for side in size]
+        sides = [side * scale for side in size]
+    new = [math.floor(side + 0.5 if config.round_half_up else side) for side in sides]
     return max(new[0], 1), max(new[1], 1)
 
 

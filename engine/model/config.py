@@ -43,6 +43,8 @@ class ResizeConfig:
         quantize: round the scaled picture to whole grey levels, as PIL and OpenCV do.
         round_half_up: new side = floor(size * scale + 0.5); otherwise floor(size * scale), which rounding can leave
             one pixel short of ``min_size`` (161 gives 799), exactly as in torchvision.
+        limit_second: scale to ``min_size`` first, then scale the unrounded sides down to ``max_size``, as Detectron2
+            does; otherwise by the smaller of the two scales at once. One size in eight thousand differs by a pixel.
     """
 
     min_size: int = 800
@@ -50,6 +52,7 @@ class ResizeConfig:
     antialias: bool = False
     quantize: bool = False
     round_half_up: bool = False
+    limit_second: bool = False
 
 
 @dataclass(frozen=True)

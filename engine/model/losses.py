@@ -168,5 +168,5 @@ def _mask_loss(model: MaskRCNN, pyramid: list[Tensor], samples: Sequence[_Sample
     truth = []
     for sample, roi, target in zip(samples, rois, targets, strict=True):
         picks = torch.cat([sample.objects[:, None].float(), roi], 1)  # each RoI in its own object's mask
-        truth.append(roi_align(target.masks[:, None].float(), picks, side, 1.0, sampling_ratio=1)[:, 0])
+        truth.append(roi_align(target.masks[:, None].float(), picks, side)[:, 0])
     return F.binary_cross_entropy_with_logits(logits, torch.cat(truth))

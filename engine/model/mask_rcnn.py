@@ -18,7 +18,9 @@ __all__ = ["Detections", "MaskRCNN"]
 
 
 class Detections(NamedTuple):
-    """What the model finds: fixed capacity D, rows beyond ``count`` are zero.
+    """What the model finds: capacity D, rows beyond ``count`` are zero.
+
+    D is the config's ``max_detections``; on a CPU, outside of compilation, it is cut to the largest count.
 
     Attributes:
         boxes: float32 [B, D, 4], xyxy in the original picture.
@@ -85,15 +87,15 @@ class MaskRCNN(nn.Module):
         proposals = proposals[:, : _live(count, proposals.shape[1])]
         pooled = self.pool(pyramid, proposals, count, self.config.box_head.resolution)  # [B, R, C, 7, 7]
         class_logits, box_deltas = (x.unflatten(0, pooled.shape[:2]) for x in self.box_head(pooled.flatten(0, 1)))
-        boxes, scores, labels, count = select_detections(
+        boxes, scores, labels, _ = select_detections(
             class_logits, box_deltas, proposals, count, image_sizes, detection or self.config.detection
         )
-        boxes, original, scores, labels, count = _to_original(boxes, scores, labels, count, image_sizes, original_sizes)
+        boxes, original, scores, labels, count = _to_original(boxes, scores, labels, image_sizes, original_sizes)
         mark("boxes")
+        live = _live(count, boxes.shape[1])
+        boxes, original, scores, labels = boxes[:, :live], original[:, :live], scores[:, :live], labels[:, :live]
         masks = None
         if self.mask_head is not None:
-            live = _live(count, boxes.shape[1])
-            boxes, original, scores, labels = boxes[:, :live], original[:, :live], scores[:, :live], labels[:, :live]
             assert self.config.mask_head is not None
             pooled = self.pool(pyramid, boxes, count, self.config.mask_head.resolution)  # [B, D, C, 14, 14]
             masks = self.mask_head(pooled.flatten(0, 1), labels.flatten()).unflatten(0, labels.shape)
@@ -130,13 +132,13 @@ def _live(count: Tensor, capacity: int) -> int:
     """Rows worth computing: on a CPU the largest count (at least one), where the host may know it; else all."""
     if count.device.type != "cpu" or torch.compiler.is_compiling():
         return capacity
-    return max(1, min(capacity, int(count.max()))) if len(count) else capacity
+    return max(1, min(capacity, int(count.max())))
 
 
 def _to_original(
-    boxes: Tensor, scores: Tensor, labels: Tensor, count: Tensor, image_sizes: Tensor, original_sizes: Tensor
+    boxes: Tensor, scores: Tensor, labels: Tensor, image_sizes: Tensor, original_sizes: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Add the boxes in the original picture's frame, and drop detections that are empty there, keeping the order.
+    """Add the boxes in the original frame, drop detections that are empty there, keeping the order, and count.
 
     Returns:
         boxes in the network's frame [B, D, 4], boxes in the original one, scores, labels [B, D], count [B].

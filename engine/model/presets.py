@@ -50,7 +50,10 @@ def detectron2(class_names: tuple[str, ...], category_ids: tuple[int, ...]) -> M
     return MaskRCNNConfig(
         class_names,
         category_ids,
-        input=InputConfig(std=(1.0, 1.0, 1.0), resize=ResizeConfig(antialias=True, quantize=True, round_half_up=True)),
+        input=InputConfig(
+            std=(1.0, 1.0, 1.0),
+            resize=ResizeConfig(antialias=True, quantize=True, round_half_up=True, limit_second=True),
+        ),
         backbone=ResNetConfig(stride_in_1x1=True),
         anchors=AnchorConfig(round=False, stride_from_size=False),
         rpn=RPNConfig(min_size=0.0),
