@@ -52,3 +52,6 @@ def roi_align_error(feature: torch.Tensor, largest: float) -> float:
 # Winograd's transforms cost a few bits of float32, relative to all that could be summed: the largest input times the
 # absolute weights of an output (some of which meet only padding). A wrong transform costs all bits.
 WINOGRAD = 2e-6
+
+# A loss of torchvision's, relative: the same terms, summed in another order over features that agree to rounding.
+LOSS = 1e-5
