@@ -5,6 +5,7 @@ import os
 import pickle
 import re
 import struct
+import subprocess
 import sys
 import zipfile
 from collections import OrderedDict
@@ -315,3 +316,77 @@ def test_other_torch_files(tmp_path: Path) -> None:
     path.write_bytes(pickle.dumps(itself))
     with pytest.raises(ValueError, match="expected tensors by name"):
         read(path)
+
+
+BOMBS = (
+    b"})" + b"\x85" * 200_000 + b"K\x01s.",  # a tuple too deep to be hashed, as a key: set one by one,
+    b"}()" + b"\x85" * 200_000 + b"K\x01u.",  # together,
+    b"()" + b"\x85" * 200_000 + b"K\x01d.",  # in a dict made at once,
+    b"\x8f()" + b"\x85" * 200_000 + b"\x90.",  # in a set,
+    b"()" + b"\x85" * 200_000 + b"\x91.",  # and in a frozen one
+    b"c_codecs\nencode\nU\x01xK\x01" + b"2\x86" * 60 + b"\x86R.",  # a codec of 2^60 numbers when printed
+    b"K\x01" + b"2\x86" * 60 + b"Q.",  # and an id of a storage
+    b"}r" + struct.pack("<I", 0x10000000) + b".",  # a memo of 2^28 entries
+    b"\x96" + struct.pack("<Q", 1 << 36) + b"x.",  # 64 GiB of bytes that are not there
+)
+
+
+def test_small_pickles_that_would_take_all_there_is(tmp_path: Path) -> None:
+    """In a process of their own, which they would bring down."""
+    for i, bomb in enumerate(BOMBS):
+        (tmp_path / f"{i}.pkl").write_bytes(b"\x80\x05" + bomb)
+    code = (
+        "import resource, sys; from pathlib import Path; from trimask.engine.model.checkpoints.reading import read\n"
+        "def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "for path in sys.argv[1:]:\n"
+        "    before = peak()\n"
+        "    try: read(Path(path))\n"
+        "    except ValueError as error: print(len(str(error)) < 1000 and peak() - before < 300_000, flush=True)\n"
+    )
+    paths = [str(tmp_path / f"{i}.pkl") for i in range(len(BOMBS))]
+    result = subprocess.run([sys.executable, "-c", code, *paths], capture_output=True, text=True, timeout=100)
+    assert result.stdout.split() == ["True"] * len(BOMBS), (result.returncode, result.stderr[-500:])
+
+
+def test_tuples_of_names_and_numbers_are_keys(tmp_path: Path) -> None:
+    path = tmp_path / "m.pkl"
+    path.write_bytes(pickle.dumps({"model": ARRAYS, ("a", 1): 2, None: 3, 2.5: 4, "set": {1, "a"}}, 4))
+    assert read(path).tensors.keys() == ARRAYS.keys()
+
+
+def test_a_legacy_file_without_its_numbers(tmp_path: Path) -> None:
+    """Else the weights would be whatever lay in that memory before."""
+    path = tmp_path / "m.pth"
+    torch.save({"a": torch.zeros(12000)}, path, _use_new_zipfile_serialization=False)
+    data = path.read_bytes()
+    head = data[: data.rindex(b"\x80\x02]")]  # the list of the storages that follow, and their numbers
+    path.write_bytes(head + pickle.dumps([], 2))
+    with pytest.raises(ValueError, match=r"m\.pth.*storage \d+ has no numbers"):
+        read(path)
+
+
+def test_a_compressed_archive(tmp_path: Path) -> None:
+    torch.save({"a": torch.zeros(100_000)}, tmp_path / "m.pth")
+    with zipfile.ZipFile(tmp_path / "m.pth") as source, zipfile.ZipFile(tmp_path / "bomb.pth", "w", 8) as target:
+        for name in source.namelist():
+            target.writestr(name, source.read(name))
+    assert read(tmp_path / "m.pth").tensors["a"].numel() == 100_000
+    with pytest.raises(ValueError, match="compressed or overlapping entries"):
+        read(tmp_path / "bomb.pth")
+
+
+def test_a_broken_number_in_an_archive(tmp_path: Path) -> None:
+    path = tmp_path / "m.pth"
+    torch.save({"a": torch.full((1000,), 1.5)}, path)
+    data = bytearray(path.read_bytes())
+    data[data.index(struct.pack("<f", 1.5) * 10) + 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match="CRC"):
+        read(path)
+
+
+@pytest.mark.parametrize("container", ["zip", "legacy"])
+def test_a_tensor_larger_than_its_storage(container: str, tmp_path: Path) -> None:
+    save_torch(tmp_path / "m.pth", {"a": torch.zeros(1).expand(1 << 40)}, container)
+    with pytest.raises(ValueError, match="has a storage of 1 numbers"):
+        read(tmp_path / "m.pth")

@@ -37,8 +37,13 @@ R50 = Architecture((3, 4, 6, 3), bottleneck=True)
 def write(path: Path, family: str, state: dict[str, Any]) -> Path:
     """A checkpoint as the training loop of the family saves it."""
     key = {"torchvision": None, "detectron2": "model", "mmdet": "state_dict"}[family]
-    torch.save({key: state, "iteration": 7} if key else state, path)
+    torch.save({key: whole(state), "iteration": 7} if key else whole(state), path)
     return path
+
+
+def whole(state: dict[str, Any]) -> dict[str, Any]:
+    """With storages as large as the tensors: others are refused in files."""
+    return {name: value.contiguous() for name, value in state.items()}
 
 
 def fit(family: str, state: dict[str, Tensor], **options: Any) -> MaskRCNN:
@@ -130,9 +135,7 @@ def test_the_published_torchvision_models_are_the_presets(tmp_path: Path) -> Non
                 weights=None, weights_backbone=None
             )
         # The published first version has frozen norms, which do not count batches.
-        state = {
-            k: torch.zeros(()).expand(v.shape) for k, v in model.state_dict().items() if "num_batches_tracked" not in k
-        }
+        state = {k: torch.zeros(v.shape) for k, v in model.state_dict().items() if "num_batches_tracked" not in k}
         torch.save(state, tmp_path / "model.pth")
         report = inspect(tmp_path / "model.pth")
         assert report.config == preset(report.classes, tuple(range(1, 91)))
@@ -324,7 +327,7 @@ def test_a_detectron2_training_checkpoint_says_its_normalisation_and_anchors(
         half = torch.stack([size / ratios.sqrt(), size * ratios.sqrt()], 1) / 2
         state[f"proposal_generator.anchor_generator.cell_anchors.{i}"] = torch.cat([-half, half], 1)
     path = tmp_path / "model_final.pth"
-    torch.save({"model": state, "optimizer": {"state": {}}, "iteration": 99}, path)
+    torch.save({"model": whole(state), "optimizer": {"state": {}}, "iteration": 99}, path)
     model = load_model(path)
     assert model.config.input.mean == (123.7, 116.3, 103.5)
     assert model.config.input.std == ((4.0, 2.0, 1.0) if flipped else (1.0, 2.0, 4.0))
@@ -332,7 +335,7 @@ def test_a_detectron2_training_checkpoint_says_its_normalisation_and_anchors(
     assert model.config.anchors.sizes == ((24.0,), (48.0,), (96.0,), (192.0,), (384.0,))
     assert model.config.anchors.aspect_ratios == (0.5, 1.0, 3.0)
     state["proposal_generator.anchor_generator.cell_anchors.0"][1] *= 2
-    torch.save({"model": state}, path)
+    torch.save({"model": whole(state)}, path)
     with pytest.raises(ValueError, match="one size on each level"):
         load_model(path)
     assert load_model(path, aspect_ratios=[1, 2, 3]).config.anchors.aspect_ratios == (1.0, 2.0, 3.0)
@@ -358,7 +361,7 @@ def test_style_of_mmdet(style: Any, flipped: bool, tmp_path: Path) -> None:
 
 def test_classes_come_from_options_then_the_file_then_coco_then_numbers(tmp_path: Path) -> None:
     path = tmp_path / "m.pth"
-    state = zeros("mmdet", SMALL)
+    state = whole(zeros("mmdet", SMALL))
     torch.save({"state_dict": state, "meta": {"CLASSES": ("owl", "eel", "ant")}}, path)
     assert inspect(path).classes == ("owl", "eel", "ant")
     assert inspect(path).config.category_ids == (1, 2, 3)
@@ -368,10 +371,12 @@ def test_classes_come_from_options_then_the_file_then_coco_then_numbers(tmp_path
     assert (named.classes, named.config.category_ids) == (("a", "b", "c"), (7, 5, 9))
     torch.save({"state_dict": state, "meta": {"CLASSES": ["of", "another", "model", "entirely"]}}, path)
     assert inspect(path).classes == ("class_0", "class_1", "class_2")
-    torch.save(zeros("mmdet", replace(SMALL, classes=80)), path)
+    assert any("names 4 classes and its weights have 3" in text for text in inspect(path).notes)
+    assert not any("names 4" in text for text in inspect(path, classes=["a", "b", "c"]).notes)
+    torch.save(whole(zeros("mmdet", replace(SMALL, classes=80))), path)
     assert (inspect(path).classes, inspect(path).config.category_ids) == (COCO_NAMES, COCO_CATEGORY_IDS)
     assert any("COCO" in text for text in inspect(path).notes)
-    torch.save(zeros("mmdet", replace(SMALL, classes=1)), path)
+    torch.save(whole(zeros("mmdet", replace(SMALL, classes=1))), path)
     assert inspect(path).classes == ("class_0",)
 
 
@@ -600,3 +605,85 @@ def test_a_path_wins_over_a_name(small_file: Path, tmp_path: Path, monkeypatch: 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "people").write_bytes(small_file.read_bytes())
     assert load_model("people").config.num_classes == 3
+
+
+@pytest.mark.parametrize("name", ["people", "detectron2/mask_rcnn_R_50_FPN_3x"])
+def test_a_folder_hides_no_name(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / name).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(checkpoints, "download", lambda *_, **__: Path("downloaded"))
+    expected = checkpoints.BUNDLED[name] if name == "people" else Path("downloaded")
+    assert checkpoints.locate(name) == expected
+
+
+@pytest.mark.parametrize(("std", "in_1x1"), [(1.0, True), (57.0, False)])
+def test_the_stride_of_a_detectron2_trunk_goes_with_its_deviation(std: float, in_1x1: bool) -> None:
+    state = zeros("detectron2", R50)
+    state |= {"pixel_mean": torch.tensor([103.53, 116.28, 123.675]), "pixel_std": torch.full((3,), std)}
+    for style in (None, "caffe"):
+        model, notes = load(DETECTRON2, Contents("test", state), Options.of({"style": style}))
+        assert isinstance(model.config.backbone, ResNetConfig)
+        assert model.config.backbone.stride_in_1x1 == (in_1x1 or style == "caffe")
+        assert model.config.input.std == (std, std, std)
+        assert any("pixel_std" in text for text in notes) == (style is None and not in_1x1)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("classes", {"a", "b", "c"}),
+        ("classes", {"a": 1, "b": 2, "c": 3}),
+        ("classes", 5),
+        ("classes", "abc"),
+        ("classes", ["a", "b", 3]),
+        ("category_ids", {1, 2, 3}),
+        ("category_ids", [1, 2, 2]),
+        ("category_ids", [1, 2, "3"]),
+        ("category_ids", 3),
+    ],
+)
+def test_names_and_ids_are_lists(name: str, value: object) -> None:
+    with pytest.raises(ValueError, match=f"{name}: expected"):
+        Options.of({name: value})
+
+
+def test_new_names_keep_the_stored_ids() -> None:
+    config = presets.mmdet(("x", "y"), (7, 3))
+    renamed = Options(classes=["a", "b"]).apply(config)
+    assert (renamed.class_names, renamed.category_ids) == (("a", "b"), (7, 3))
+
+
+def test_one_tensor_under_two_names() -> None:
+    state = zeros("torchvision", SMALL)
+    state["rpn.head.conv.weight"] = state["rpn.head.conv.0.0.weight"]
+    with pytest.raises(ValueError, match="under its old and its new name"):
+        fit("torchvision", state)
+
+
+def test_weights_are_floating_point() -> None:
+    state = zeros("mmdet", SMALL)
+    state["rpn_head.rpn_cls.bias"] = state["rpn_head.rpn_cls.bias"].int()
+    with pytest.raises(ValueError, match=r"floating-point weights, got torch\.int32 in rpn_head\.rpn_cls\.bias"):
+        fit("mmdet", state)
+
+
+def test_a_name_cannot_ask_for_any_number_of_layers() -> None:
+    state = zeros("torchvision", SMALL)
+    state["rpn.head.conv.999999999.0.weight"] = torch.zeros(1)
+    with pytest.raises(ValueError, match="expected the tensors of 10000000"):
+        fit("torchvision", state)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("overflow"), IndexError(), RecursionError("deep")])
+def test_whatever_goes_wrong_names_the_file(
+    error: Exception, small_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(checkpoints.family, "infer", broken)
+    with pytest.raises(ValueError, match=re.escape(f"{small_file}: expected the checkpoint of a model")):
+        load_model(small_file)
+    error = MemoryError()
+    with pytest.raises(MemoryError):
+        load_model(small_file)

@@ -22,6 +22,7 @@ class Server(ThreadingHTTPServer):
 
     Attributes:
         ranges: whether it honours Range.
+        length: what it gives as Content-Length, if not the length.
         cuts: bytes after which to cut each of the next connections.
         statuses: what to answer instead.
         asked: the Range header of every request.
@@ -29,6 +30,7 @@ class Server(ThreadingHTTPServer):
 
     body = BODY
     ranges = True
+    length: str | None = None
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -60,7 +62,7 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
         else:
             self.send_response(200)
-        self.send_header("Content-Length", str(len(body) - start))
+        self.send_header("Content-Length", self.server.length or str(len(body) - start))
         self.end_headers()
         end = start + self.server.cuts.pop(0) if self.server.cuts else len(body)
         self.wfile.write(body[start:end])
@@ -253,3 +255,47 @@ def test_the_progress_bar(terminal: bool, monkeypatch: pytest.MonkeyPatch, capsy
     out, err = capsys.readouterr()
     assert out == ""
     assert ("some/model" in err) == terminal
+
+
+def test_the_owner_of_a_part_that_wakes_up_spoils_nothing(server: Server, tmp_path: Path) -> None:
+    part = tmp_path / "model-12345678.pth.0011aabb.part"
+    with part.open("wb") as owner:
+        owner.write(BODY[:1000])
+        owner.flush()
+        os.utime(part, (0, 0))
+        path = download(server.url, DIGEST, tmp_path)
+        owner.seek(500)
+        owner.write(b"\0" * 1000)
+    assert path.read_bytes() == BODY
+    assert server.asked == ["bytes=1000-"]
+    assert names(tmp_path) == [path.name]
+
+
+@pytest.mark.parametrize("published", [False, True])
+def test_a_part_that_was_taken_away(published: bool, server: Server, tmp_path: Path) -> None:
+    """By another process, which may or may not have finished the file meanwhile."""
+    target = tmp_path / "model-12345678.pth"
+    taken: list[Path] = []
+
+    def take(done: int, total: int | None) -> None:
+        if done and not taken:
+            taken.extend(tmp_path.glob("*.part"))
+            taken[0].unlink()
+            if published:
+                target.write_bytes(BODY)
+
+    assert download(server.url, DIGEST, tmp_path, take) == target
+    assert target.read_bytes() == BODY
+    assert len(server.asked) == 2 - published
+    assert names(tmp_path) == [target.name]
+
+
+def test_a_length_that_is_none(server: Server, tmp_path: Path) -> None:
+    server.length = "many"
+    with pytest.raises(ConnectionError, match="Content-Length of 'many'"):
+        download(server.url, DIGEST, tmp_path)
+
+
+def test_an_empty_file_in_the_cache_is_downloaded_again(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "model-12345678.pth").touch()
+    assert download(server.url, DIGEST, tmp_path).read_bytes() == BODY

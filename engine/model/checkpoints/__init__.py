@@ -115,10 +115,12 @@ def convert(source: str | Path, target: str | Path, *, dtype: torch.dtype | None
 def locate(name: str | Path) -> Path:
     """The file of a path, of ``"people"``, or of a published name, downloading it if need be."""
     path = Path(name)
-    if path.exists():
+    if path.is_file():
         return path
     if str(name) in BUNDLED:
         return BUNDLED[str(name)]
+    if str(name) not in PUBLISHED and path.is_dir():
+        raise ValueError(f"{path}: expected a checkpoint file, found a folder")
     if path.suffix in (".pth", ".pt", ".pkl", ".safetensors", ".bin", ".ckpt"):
         raise ValueError(f"{path}: expected a checkpoint file, found nothing")
     entry = find(str(name))
@@ -131,7 +133,7 @@ def _open(name: str | Path, given: dict[str, Any], hashed: bool = True) -> tuple
     path = locate(name)
     notes: list[str]
     contents = read(path)
-    try:
+    with native.naming(path):
         about = native.header(contents)
         if about is not None:
             if options.style is not None:
@@ -144,8 +146,6 @@ def _open(name: str | Path, given: dict[str, Any], hashed: bool = True) -> tuple
             provenance = {"source": path.name, "family": kind, "trimask": _version()}
             if hashed:  # a second of reading for a gigabyte, which a report is worth and a load is not
                 provenance["sha256"] = file_hash(path, "sha256")
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
     parameters = sum(tensor.numel() for tensor in native.weights(model).values())
     config = model.config
     return model, Report(path, kind, describe(config), parameters, config, tuple(notes), provenance)

@@ -61,6 +61,7 @@ def _conventions(
     if options.style == "pytorch" or (options.style is None and resnext):
         config = with_style(config, imagenet.mean, imagenet.std, stride_in_1x1=False)
     bgr = options.style != "pytorch"
+    notes: tuple[str, ...] = ()
     if "pixel_mean" in state and "pixel_std" in state:
         # In the order of the file's channels. Blue has the smallest mean in photographs: that tells the order.
         mean, std = (tuple(round(x, 4) for x in state[f"pixel_{name}"].flatten().tolist()) for name in ("mean", "std"))
@@ -70,7 +71,11 @@ def _conventions(
             bgr = mean[0] < mean[2]
         mean, std = (mean[::-1], std[::-1]) if bgr else (mean, std)
         config = replace(config, input=replace(config.input, mean=mean, std=std))
-    return Conventions(replace(config, anchors=_anchors(config.anchors, state, options)), bgr)
+        if options.style is None and not resnext and std != (1.0, 1.0, 1.0):
+            # In the model zoo, every trunk whose input is divided by a deviation is one that strides in its 3x3.
+            config = with_style(config, mean, std, stride_in_1x1=False)
+            notes = ("the stride of a bottleneck is taken to be in the 3x3, as pixel_std is not 1; else give a style",)
+    return Conventions(replace(config, anchors=_anchors(config.anchors, state, options)), bgr, notes)
 
 
 def with_style(

@@ -2,7 +2,8 @@
 
 A download grows in ``NAME.part``. Its owner holds it under a name of its own, taken by a rename, which only one process
 can win: two that want the same file do not write into each other's. What is left of an interrupted download goes back
-to ``NAME.part``, or, after a crash, counts as nobody's when it has not grown for a while.
+to ``NAME.part``, or, after a crash, counts as nobody's when it has not grown for a while: then it is copied, since an
+owner that only slept would go on writing into it.
 """
 
 import hashlib
@@ -10,6 +11,7 @@ import http.client
 import os
 import re
 import secrets
+import shutil
 import sys
 import time
 import urllib.error
@@ -57,16 +59,26 @@ def download(url: str, digest: str, folder: Path | None = None, progress: Progre
         raise ValueError(f"url: expected http or https, got {url!r}")
     folder = folder or cache_dir()
     target = folder / url.rpartition("/")[2]
-    if target.is_file():
+    if _is_whole(target):
         return target
     folder.mkdir(parents=True, exist_ok=True)
     algorithm = digest.partition(":")[0]
     part = _claim(target)
     try:
         for attempt in range(ATTEMPTS):
-            resumed = part.stat().st_size > 0
             try:
+                resumed = part.stat().st_size > 0
                 _fetch(url, part, progress)
+                found = f"{algorithm}:{file_hash(part, algorithm)}"
+                if found.startswith(digest):
+                    _publish(part, target)
+                    return target
+                part.write_bytes(b"")
+            except FileNotFoundError:  # another process took it for abandoned
+                if _is_whole(target):
+                    return target
+                part = _claim(target)
+                continue
             except urllib.error.HTTPError as error:
                 raise _failure(url, target, f"the server answered {error.code} {error.reason}") from None
             except urllib.error.URLError as error:
@@ -76,11 +88,6 @@ def download(url: str, digest: str, folder: Path | None = None, progress: Progre
                     raise _failure(url, target, str(error)) from None
                 time.sleep(0.1 * 4**attempt)
                 continue
-            found = f"{algorithm}:{file_hash(part, algorithm)}"
-            if found.startswith(digest):
-                os.replace(part, target)
-                return target
-            part.write_bytes(b"")
             if not resumed:  # else the server's file may have changed since it was begun: once more from the start
                 raise ValueError(f"{url}: expected a file with hash {digest}..., got {found[:80]}; deleted it")
         raise _failure(url, target, "it kept changing")
@@ -88,16 +95,33 @@ def download(url: str, digest: str, folder: Path | None = None, progress: Progre
         _release(part, target)
 
 
+def _is_whole(target: Path) -> bool:
+    """Whether the file is there; an empty one is what a crash of the machine left of it."""
+    return target.is_file() and target.stat().st_size > 0
+
+
+def _publish(part: Path, target: Path) -> None:
+    with part.open("r+b") as file:  # or a crash of the machine could leave the name without the bytes
+        os.fsync(file.fileno())
+    os.replace(part, target)
+
+
 def _claim(target: Path) -> Path:
     """A partial file of our own: one that has no owner, else an empty one."""
     mine = target.with_name(f"{target.name}.{secrets.token_hex(4)}.part")
     orphans = [p for p in target.parent.glob(f"{target.name}.*.part") if time.time() - _modified(p) > ABANDONED]
-    for part in (target.with_name(f"{target.name}.part"), *orphans):
+    try:
+        os.rename(target.with_name(f"{target.name}.part"), mine)
+        os.utime(mine)  # or the next process would think it abandoned
+        return mine
+    except OSError:  # not there, or another process was quicker
+        pass
+    for part in orphans:
         try:
-            os.rename(part, mine)
-            os.utime(mine)  # or the next process would think it abandoned still
+            shutil.copyfile(part, mine)
+            part.unlink()
             return mine
-        except OSError:  # not there, or another process was quicker
+        except OSError:  # another process was quicker, or still has it open where that matters
             continue
     mine.touch()
     return mine
@@ -138,6 +162,8 @@ def _fetch(url: str, part: Path, progress: Progress) -> None:
         file.truncate(start)
         file.seek(start)
         length = response.headers.get("Content-Length")
+        if length and not length.isdecimal():
+            raise ConnectionError(f"the server gave a Content-Length of {length[:40]!r}")
         total = start + int(length) if length else None
         done = start
         progress(done, total)

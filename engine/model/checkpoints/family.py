@@ -7,14 +7,13 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from ..config import MaskRCNNConfig
 from ..mask_rcnn import MaskRCNN
 from .architecture import Shapes, count_classes, infer
 from .mapping import KeyMap, Layout, Rule, Transform, differences, transforms
-from .native import blank_model, weights
+from .native import blank_model, outline, weights
 from .options import Options
 from .reading import Contents
 
@@ -78,7 +77,12 @@ def load(family: Family, contents: Contents, options: Options) -> tuple[MaskRCNN
         if name := next((name for name in contents.tensors if re.match(pattern, name)), None):
             raise ValueError(f"{architecture} is not supported; the checkpoint has {name!r}")
     modern = KeyMap(family.old_names)
-    everything = {modern.to_native(name) or name: tensor for name, tensor in contents.tensors.items()}
+    everything: dict[str, Tensor] = {}
+    for old, tensor in contents.tensors.items():
+        name = modern.to_native(old) or old
+        if name in everything:
+            raise ValueError(f"expected one tensor {name!r}, got it under its old and its new name")
+        everything[name] = tensor
     state = {name: tensor for name, tensor in everything.items() if not re.fullmatch(family.ignored, name)}
 
     keys = KeyMap(family.rules(family.layout(state)))
@@ -89,9 +93,8 @@ def load(family: Family, contents: Contents, options: Options) -> tuple[MaskRCNN
     config = options.apply(infer(conventions.config, shapes))
     _check_anchors(config, shapes["rpn.objectness.weight"][0])
 
-    model = blank_model(config)
     changes = transforms(config, bgr=conventions.bgr, background_first=family.background_first)
-    meta = {name: torch.empty(tensor.shape, device="meta") for name, tensor in weights(model).items()}
+    meta = outline(config, len(state))
     expected = {name: tensor.shape for name, tensor in _renamed(meta, keys, changes).items()}
     problems = differences(expected, {name: tensor.shape for name, tensor in state.items()})
     if problems:
@@ -99,15 +102,21 @@ def load(family: Family, contents: Contents, options: Options) -> tuple[MaskRCNN
         if missing and all(".running_" in name for name in missing):
             problems.append("norms without running statistics, such as GroupNorm, are not supported")
         raise ValueError(f"the tensors do not fit a {family.name} model: " + "; ".join(problems))
+    if whole := [name for name in expected if not state[name].is_floating_point()]:
+        raise ValueError(f"expected floating-point weights, got {state[whole[0]].dtype} in {whole[0]}")
     values = {}
     for name in meta:
         foreign = keys.to_foreign(name)
         assert foreign is not None
         values[name] = changes[name].to_native(state[foreign]) if name in changes else state[foreign]
+    model = blank_model(config)
     model.load_state_dict(values, strict=False)  # counters of the norms are not stored
     notes = list(conventions.notes)
     if options.classes is None and contents.classes is None and len(names) in (80, 90):
         notes.append(f"{len(names)} classes are taken to be COCO's; say otherwise with classes")
+    if options.classes is None and contents.classes is not None and len(contents.classes) != len(names):
+        stored = f"the file names {len(contents.classes)} classes and its weights have {len(names)}"
+        notes.append(f"{stored}: its names are not used, but {names[0]!r} and so on; give classes")
     if contents.ignored:
         notes.append(f"left out objects that are no weights: {', '.join(contents.ignored)}")
     return model.eval(), notes

@@ -7,7 +7,8 @@ entry, because safetensors writes several in random order, and a file should be 
 import json
 import os
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,12 @@ import torch
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from ..config import MaskRCNNConfig
+from ..config import MaskRCNNConfig, ResNetConfig
 from ..mask_rcnn import MaskRCNN
 from .mapping import differences
 from .reading import Contents, read
 
-__all__ = ["FORMAT", "blank_model", "from_contents", "header", "load", "save", "weights"]
+__all__ = ["FORMAT", "blank_model", "from_contents", "header", "load", "naming", "outline", "save", "weights"]
 
 KEY = "trimask"
 FORMAT = 1  # what this version writes, and the newest that it reads
@@ -84,10 +85,22 @@ def load(path: str | Path) -> MaskRCNN:
     """
     path = Path(path)
     contents = read(path)
-    try:
+    with naming(path):
         return from_contents(contents)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Whatever the contents of a file make us raise becomes a ValueError with its path."""
+    try:
+        yield
+    except (MemoryError, OSError):  # of this machine
+        raise
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise ValueError(f"{path}: expected the checkpoint of a model, got a broken one ({reason})") from error
 
 
 def header(contents: Contents) -> dict[str, Any] | None:
@@ -102,6 +115,9 @@ def header(contents: Contents) -> dict[str, Any] | None:
         raise ValueError(f"expected a header with a format, got {str(about)[:80]}")
     if about["format"] > FORMAT:
         raise ValueError(f"expected format {FORMAT} or older, got {about['format']}, made by a newer trimask: upgrade")
+    provenance = about.get("provenance")
+    if not isinstance(provenance, dict) or not all(isinstance(value, str) for value in provenance.values()):
+        raise ValueError(f"expected the provenance as names and texts, got {str(provenance)[:80]}")
     return about
 
 
@@ -112,13 +128,16 @@ def from_contents(
     about = header(contents)
     if about is None:
         raise ValueError(f"expected a checkpoint written by trimask, got another {contents.container} file")
-    model = blank_model(adapt(MaskRCNNConfig.from_json(json.dumps(about.get("config")))))
+    config = adapt(MaskRCNNConfig.from_json(json.dumps(about.get("config"))))
     problems = differences(
-        {name: tensor.shape for name, tensor in weights(model).items()},
+        {name: tensor.shape for name, tensor in outline(config, len(contents.tensors)).items()},
         {name: tensor.shape for name, tensor in contents.tensors.items()},
     )
     if problems:
         raise ValueError("the tensors do not fit the config: " + "; ".join(problems))
+    if whole := [name for name, tensor in contents.tensors.items() if not tensor.is_floating_point()]:
+        raise ValueError(f"expected floating-point weights, got {contents.tensors[whole[0]].dtype} in {whole[0]}")
+    model = blank_model(config)
     model.load_state_dict(contents.tensors, strict=False)
     return model.eval()
 
@@ -131,6 +150,20 @@ class _WithoutInit(torch.overrides.TorchFunctionMode):
         if getattr(func, "__module__", None) == "torch.nn.init":
             return kwargs["tensor"] if "tensor" in kwargs else args[0]
         return func(*args, **kwargs)
+
+
+def outline(config: MaskRCNNConfig, limit: int) -> dict[str, Tensor]:
+    """The weights of a model without their memory.
+
+    Raises:
+        ValueError: for a config with more layers than ``limit``, the number of tensors that there are for them.
+    """
+    layers = sum(config.backbone.blocks) if isinstance(config.backbone, ResNetConfig) else 0
+    layers += config.rpn.convs + config.box_head.convs
+    if layers > limit:
+        raise ValueError(f"expected the tensors of {layers} layers or more, got {limit} tensors")
+    with torch.device("meta"):
+        return weights(blank_model(config))
 
 
 def blank_model(config: MaskRCNNConfig) -> MaskRCNN:

@@ -63,9 +63,12 @@ class Options:
         _check(self.norm_eps is None or self.norm_eps >= 0, "norm_eps", "a number of at least 0", self.norm_eps)
         _check(self.activation in (None, "relu", "relu6"), "activation", "'relu' or 'relu6'", self.activation)
         _check(self.style in (None, "pytorch", "caffe"), "style", "'pytorch' or 'caffe'", self.style)
-        for name in ("classes", "category_ids"):
+        for name, kind, expected in (("classes", str, "a list of names"), ("category_ids", int, "a list of integers")):
             value = getattr(self, name)
-            _check(not isinstance(value, str), name, "a list", value)
+            good = isinstance(value, (list, tuple)) and all(isinstance(item, kind) for item in value)
+            _check(value is None or good, name, expected, value)
+        ids = self.category_ids
+        _check(ids is None or len(set(ids)) == len(ids), "category_ids", "distinct integers", ids)
 
     def class_names(self, count: int, found: Sequence[str] | None = None) -> tuple[tuple[str, ...], tuple[int, ...]]:
         """Names and ids of ``count`` classes: as given, else as ``found``, else COCO's for its count, else made up."""
@@ -90,6 +93,7 @@ class Options:
         """The config with every value that is given here, except ``style``, which the families read."""
         if self.classes is not None or self.category_ids is not None:
             names, ids = self.class_names(config.num_classes, config.class_names)
+            ids = config.category_ids if self.category_ids is None else ids
             config = replace(config, class_names=names, category_ids=ids)
         resize = _replaced(config.input.resize, min_size=self.min_size, max_size=self.max_size)
         detection = _replaced(

@@ -5,7 +5,6 @@ pickles of Detectron2's model zoo, and safetensors.
 """
 
 import io
-import pickle
 import struct
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
@@ -17,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from .unpickling import Inert, PickledArray, PickledTensor, Refused, SafeUnpickler, Storage, to_tensor
+from .unpickling import Inert, PickledArray, PickledTensor, Refused, SafeUnpickler, Storage, short, to_tensor
 
 __all__ = ["Contents", "read"]
 
@@ -66,9 +65,11 @@ def read(path: Path) -> Contents:
     if head[4:9] == b"\0\0\0\0{":  # a length of eight bytes, then JSON; the length may begin with anything
         return _read_safetensors(path)
     if head.startswith(b"PK\x03\x04"):
-        return _read_torch(path, "PyTorch zip", _read_zip)
+        with _reporting(path, "PyTorch zip"):
+            return _read_zip(path)
     if LEGACY_MAGIC in head:
-        return _read_torch(path, "PyTorch (before 1.6)", _read_legacy)
+        with _reporting(path, "PyTorch (before 1.6)"):
+            return _read_legacy(path)
     if head.startswith(b"\x80"):
         with _reporting(path, "pickle"), path.open("rb") as file:
             found = SafeUnpickler(file, strict=True).load()
@@ -105,23 +106,13 @@ def _read_safetensors(path: Path) -> Contents:
         raise ValueError(f"{path}: expected a safetensors file, got a truncated or broken one ({error})") from None
 
 
-def _read_torch(path: Path, container: str, fallback: Callable[[Path], Contents]) -> Contents:
-    """torch's own safe reader; and ours for files that it refuses, with more than weights in them."""
-    with _reporting(path, container):
-        if fallback is _read_zip:
-            with zipfile.ZipFile(path) as archive:
-                if any(name.endswith("/constants.pkl") for name in archive.namelist()):
-                    raise Refused("expected a state dict, got a TorchScript archive")
-        try:
-            found = torch.load(path, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError:
-            return fallback(path)
-        return _contents(container, found, ())
-
-
 def _read_zip(path: Path) -> Contents:
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
+        if any(name.endswith("/constants.pkl") for name in names):
+            raise Refused("expected a state dict, got a TorchScript archive")
+        if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
+            raise Refused("expected an archive as torch writes it, got compressed or overlapping entries")
         root = next((name.removesuffix("data.pkl") for name in names if name.endswith("data.pkl")), None)
         if root is None:
             raise Refused("expected a state dict, got some other zip")
@@ -146,13 +137,17 @@ def _read_legacy(path: Path) -> Contents:
         starts = {}  # the offset of each storage's numbers
         for key in SafeUnpickler(file).load():
             (length,) = struct.unpack("<q", file.read(8))
-            record = unpickler.storages[key]
+            record = unpickler.storages.get(key) if isinstance(key, str) else None
+            if record is None:
+                raise ValueError(f"no tensor has a storage {short(key)}")
             if length != record.length:
                 raise ValueError(f"storage {key} has {length} numbers, expected {record.length}")
             starts[key] = file.tell()
             file.seek(length * record.dtype.itemsize, io.SEEK_CUR)
 
         def storage(record: Storage) -> Tensor:
+            if record.key not in starts:
+                raise ValueError(f"storage {record.key} has no numbers")
             file.seek(starts[record.key])
             return _numbers(file.read(record.length * record.dtype.itemsize), record)
 
@@ -195,7 +190,7 @@ def _contents(
         if isinstance(name, str) and isinstance(value, (Tensor, PickledTensor, PickledArray))
     }
     if not tensors:
-        raise Refused(f"expected tensors by name, got {', '.join(map(repr, list(found)[:8])) or 'nothing'}")
+        raise Refused(f"expected tensors by name, got {', '.join(map(short, list(found)[:8])) or 'nothing'}")
     return Contents(container, _without_prefix(tensors), classes=classes, ignored=tuple(sorted(ignored)))
 
 

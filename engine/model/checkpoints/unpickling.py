@@ -6,7 +6,8 @@ every other name is refused, or stands for an inert object that swallows whateve
 file's choice is ever imported, let alone called.
 
 What is handed to the unpickler is made anew for every use, because a pickle may also set attributes of what it holds:
-a file cannot leave a mark on the process.
+a file cannot leave a mark on the process. Nor do we compare, hash or print what a file has nested: a few bytes can nest
+deeper than the interpreter's stack, or print as more text than there is memory.
 """
 
 import math
@@ -14,13 +15,13 @@ import pickle
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import IO, Any
+from typing import IO, Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Inert", "PickledArray", "PickledTensor", "Refused", "SafeUnpickler", "Storage", "to_tensor"]
+__all__ = ["Inert", "PickledArray", "PickledTensor", "Refused", "SafeUnpickler", "Storage", "short", "to_tensor"]
 
 STORAGES = {
     "BFloat16Storage": torch.bfloat16,
@@ -41,6 +42,9 @@ HOSTILE = re.compile(
     r"(bdb|ctypes|importlib|marshal|nt|os|pdb|pickle|posix|pty|runpy|shutil|socket|subprocess|sys|timeit|webbrowser)\..*"
     r"|(builtins|__builtin__)\.(__import__|breakpoint|compile|eval|exec|execfile|input|open)"
 )
+
+
+ATOMS = (str, int, float, bytes, type(None))
 
 
 class Refused(ValueError):
@@ -67,6 +71,11 @@ class Inert:
     def extend(self, items: object) -> None: ...
 
     def add(self, item: object) -> None: ...
+
+
+def short(value: object) -> str:
+    """A value from a file for a message: text if it is text, else its type alone."""
+    return repr(value[:60]) if isinstance(value, str) else type(value).__name__
 
 
 @dataclass(frozen=True)
@@ -134,8 +143,8 @@ def _rebuild_tensor(storage: Storage, offset: int, size: Any, stride: Any, *_: o
 
 
 def _encode(text: str, codec: str) -> bytes:
-    if codec != "latin1":
-        raise Refused(f"refused the codec {codec!r}; bytes are pickled as latin1")
+    if not isinstance(codec, str) or codec != "latin1":
+        raise Refused(f"refused the codec {short(codec)}; bytes are pickled as latin1")
     return text.encode("latin1")
 
 
@@ -147,6 +156,7 @@ _FUNCTIONS: dict[str, Callable[..., object]] = {
     "torch._utils._rebuild_tensor": _rebuild_tensor,
     "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
     "torch._utils._rebuild_parameter": lambda data, *_: data,
+    "torch._utils._rebuild_parameter_with_state": lambda data, *_: data,
     **{f"{numpy}.multiarray._reconstruct": lambda *_: PickledArray() for numpy in _NUMPY},
     **{f"{numpy}.multiarray.scalar": lambda type, data: PickledArray((), type, False, data) for numpy in _NUMPY},
     **{
@@ -156,8 +166,11 @@ _FUNCTIONS: dict[str, Callable[..., object]] = {
 }
 
 
-class SafeUnpickler(pickle.Unpickler):
+class SafeUnpickler(pickle._Unpickler):
     """Reads builtin containers, numbers, strings, torch tensors and numpy arrays; the last two as records.
+
+    It builds on the unpickler in Python, because the one in C makes its memo as long as a file says, and lets nobody
+    see the keys of a dict before they are hashed.
 
     Args:
         file: where the pickle starts.
@@ -170,6 +183,8 @@ class SafeUnpickler(pickle.Unpickler):
     Raises:
         Refused: while loading, for an unknown name if strict, and for names that mean harm in any case.
     """
+
+    dispatch: ClassVar = dict(pickle._Unpickler.dispatch)
 
     def __init__(self, file: IO[bytes], *, strict: bool = False) -> None:
         super().__init__(file, encoding="latin1")
@@ -196,7 +211,30 @@ class SafeUnpickler(pickle.Unpickler):
         match saved_id:
             case ("storage", torch.dtype() as dtype, str(key), str(), int(length), *view) if not any(view):
                 return self.storages.setdefault(key, Storage(dtype, key, length))
-        raise Refused(f"expected the id of a storage, got {saved_id!r}"[:200])
+        raise Refused(f"expected the id of a storage, got {short(saved_id)}")
+
+
+def _hashes(opcode: bytes, first: int, step: int) -> None:
+    """Let an opcode hash only what cannot be deep; its keys lie at ``stack[first::step]``."""
+    inner = SafeUnpickler.dispatch[opcode[0]]
+
+    def load(unpickler: Any) -> None:
+        for key in unpickler.stack[first::step]:
+            flat = isinstance(key, tuple) and all(isinstance(item, ATOMS) for item in key)
+            if not (flat or isinstance(key, (*ATOMS, Inert))):
+                raise Refused(f"expected the keys of a dict to be names or numbers, got {short(key)}")
+        inner(unpickler)
+
+    SafeUnpickler.dispatch[opcode[0]] = load
+
+
+_hashes(pickle.SETITEM, -2, 2)
+_hashes(pickle.SETITEMS, 0, 2)
+_hashes(pickle.DICT, 0, 2)
+_hashes(pickle.ADDITEMS, 0, 1)
+_hashes(pickle.FROZENSET, 0, 1)
+# As bytes, which need no room before they have been read.
+SafeUnpickler.dispatch[pickle.BYTEARRAY8[0]] = SafeUnpickler.dispatch[pickle.BINBYTES8[0]]
 
 
 def to_tensor(record: Tensor | PickledTensor | PickledArray, storage: Callable[[Storage], Tensor]) -> Tensor:
@@ -212,15 +250,31 @@ def to_tensor(record: Tensor | PickledTensor | PickledArray, storage: Callable[[
     if isinstance(record, Tensor):
         return record
     if isinstance(record, PickledTensor):
+        if not isinstance(record.storage, Storage) or not _are_sizes(record.size) or not _are_sizes(record.stride):
+            raise ValueError("a tensor has a broken storage, shape or stride")
+        numbers = storage(record.storage)
+        if math.prod(record.size) > numbers.numel():  # an expanded one: a small file would become a large model
+            raise ValueError(f"a tensor of shape {list(record.size)} has a storage of {numbers.numel()} numbers")
         try:
-            return torch.as_strided(storage(record.storage), record.size, record.stride, record.offset)
+            return torch.as_strided(numbers, record.size, record.stride, record.offset)
         except (RuntimeError, TypeError) as error:
             raise ValueError(f"a tensor does not fit its storage ({error})") from None
-    code = str(record.type.code)
-    if code not in ARRAY_TYPES or not isinstance(record.data, (bytes, bytearray)):
-        raise ValueError(f"expected an array of numbers, got one of type {code!r}")
+    code = record.type.code
+    if not isinstance(code, str) or code not in ARRAY_TYPES or not isinstance(record.data, (bytes, bytearray)):
+        raise ValueError(f"expected an array of numbers, got one of type {short(code)}")
+    if not _are_sizes(record.shape):
+        raise ValueError("an array has a broken shape")
     dtype = np.dtype(code).newbyteorder(">" if record.type.byte_order == ">" else "<")
     if len(record.data) != math.prod(record.shape) * dtype.itemsize:
         raise ValueError(f"an array of shape {list(record.shape)} and type {code} has {len(record.data)} bytes")
     array = np.frombuffer(record.data, dtype).reshape(record.shape, order="F" if record.fortran else "C")
     return torch.from_numpy(array.astype(dtype.newbyteorder("="), order="C"))
+
+
+def _are_sizes(values: object) -> bool:
+    """Whether these are numbers that a shape may hold, and not more of them than numpy has dimensions."""
+    return (
+        isinstance(values, tuple)
+        and len(values) <= 64
+        and all(isinstance(value, int) and 0 <= value < 1 << 63 for value in values)
+    )
