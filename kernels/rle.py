@@ -27,7 +27,7 @@ def _masks_to_rle(
     capacity: int,
 ) -> tuple[Tensor, Tensor]:
     rule = PasteRule(padding, integer_boxes, threshold, inclusive)
-    areas = sizes.prod(1)
+    areas = sizes.cpu().double().prod(1)  # in int64 the product of two long sides wraps
     if (areas >= 1 << 31).any():
         raise ValueError(f"sizes: expected pictures of fewer than 2^31 pixels, got one of {int(areas.max())}")
     counts = host.mask_runs(as_array(probabilities), as_array(boxes), as_array(sizes), rule=rule)

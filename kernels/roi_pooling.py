@@ -15,7 +15,8 @@ in each. What decides a result, on every device:
 """
 
 import math
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -50,8 +51,10 @@ def level_thresholds(
         epsilon_inside_log: Where it is added.
 
     Raises:
-        ValueError: If the strides do not double.
+        ValueError: If the strides are not positive or do not double.
     """
+    if any(not stride > 0 for stride in strides):
+        raise ValueError(f"strides: expected positive numbers, got {list(strides)}")
     if any(b != 2 * a for a, b in pairwise(strides)):
         raise ValueError(f"strides: expected each to be twice the one before, got {list(strides)}")
     thresholds = [0.0]
@@ -266,7 +269,8 @@ _roi_pool.register_autograd(_pool_gradient, setup_context=_save_pool)
 
 
 def _pair(output_size: int | Sequence[int]) -> list[int]:
-    size = [output_size, output_size] if isinstance(output_size, int) else list(output_size)
+    pair = list(output_size) if isinstance(output_size, Iterable) else [output_size] * 2
+    size = [operator.index(side) for side in pair]  # numpy's integers too
     if len(size) != 2 or min(size) < 1:
         raise ValueError(f"output_size: expected a positive int or a pair of them, got {output_size!r}")
     return size
@@ -278,6 +282,11 @@ def _check_feature(name: str, feature: Tensor) -> None:
         raise ValueError(f"{name}: expected floating point [N, C, H, W] with pixels, got {got}")
 
 
+def _check_device(name: str, tensor: Tensor, feature: Tensor) -> None:
+    if tensor.device != feature.device:
+        raise ValueError(f"{name}: expected the device of the features, {feature.device}, got {tensor.device}")
+
+
 def _check_mode(mode: str) -> None:
     if mode not in _MODES:
         raise ValueError(f"mode: expected one of {_MODES}, got {mode!r}")
@@ -285,6 +294,8 @@ def _check_mode(mode: str) -> None:
 
 def _split_boxes(boxes: Tensor | Sequence[Tensor], input: Tensor) -> tuple[Tensor, Tensor]:
     """Boxes `[K, 4]` and the images they lie in, `[K]`, from either of torchvision's forms."""
+    for part in [boxes] if isinstance(boxes, Tensor) else boxes:
+        _check_device("boxes", part, input)
     if isinstance(boxes, Tensor):
         if boxes.dim() != 2 or boxes.shape[1] != 5:
             raise ValueError(f"boxes: expected [K, 5] (batch index, x1, y1, x2, y2), got {list(boxes.shape)}")
@@ -341,15 +352,19 @@ def pyramid_roi_align(
         raise ValueError(f"strides: expected one for each of {len(features)} (at least 1) levels, got {list(strides)}")
     for feature in features:
         _check_feature("features", feature)
+        _check_device("features", feature, features[0])
         if feature.shape[:2] != features[0].shape[:2] or feature.dtype != features[0].dtype:
             raise ValueError(
                 f"features: expected {features[0].dtype} {list(features[0].shape[:2])} as on the first level, "
                 f"got {feature.dtype} {list(feature.shape[:2])}"
             )
+    _check_device("boxes", boxes, features[0])
     if boxes.dim() != 3 or boxes.shape[0] != features[0].shape[0] or boxes.shape[2] != 4:
         raise ValueError(f"boxes: expected [{features[0].shape[0]}, R, 4], got {list(boxes.shape)}")
     if counts is not None and counts.shape != boxes.shape[:1]:
         raise ValueError(f"counts: expected [{boxes.shape[0]}], got {list(counts.shape)}")
+    if counts is not None:
+        _check_device("counts", counts, features[0])
     thresholds = level_thresholds(strides, canonical_size, canonical_level, level_epsilon, epsilon_inside_log)
     scales = [1.0 / stride for stride in strides]
     return _pyramid_roi_align(

@@ -69,7 +69,7 @@ def segmented_nms(
 
     Args:
         boxes: ``[S, N, 4]`` floating point, xyxy in any unit, any sign.
-        scores: ``[S, N]`` floating point, of any dtype.
+        scores: ``[S, N]`` floating point, of any dtype from 16 bits on.
         iou_threshold: a box is suppressed by a kept one where their IoU is strictly above this; not negative.
         max_keep: capacity of the output for each segment; the work ends when it is reached.
         labels: ``[S, N]`` of any dtype; boxes suppress each other only within equal labels.
@@ -118,8 +118,10 @@ def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: floa
     """Drop-in for ``torchvision.ops.batched_nms``: suppression within each category of ``idxs``, ``[N]`` of any dtype.
 
     Equal to running :func:`nms` for each category and merging by score: there is no coordinate offset to lose digits.
-    Arguments, result and errors are otherwise those of :func:`nms`.
+    Arguments, result and errors are otherwise those of :func:`nms`, but boxes may also be ``[0]``, as in torchvision.
     """
+    if boxes.shape == (0,):
+        boxes = boxes.reshape(0, 4)
     return _all_kept(boxes, scores, idxs, iou_threshold)
 
 
@@ -138,8 +140,8 @@ def _all_kept(boxes: Tensor, scores: Tensor, idxs: Tensor | None, iou_threshold:
 
 def _check_floating(boxes: Tensor, scores: Tensor, iou_threshold: float) -> None:
     for name, tensor in (("boxes", boxes), ("scores", scores)):
-        if not tensor.is_floating_point():
-            raise ValueError(f"{name}: expected a floating point dtype, got {tensor.dtype}")
+        if not tensor.is_floating_point() or tensor.dtype.itemsize < 2:
+            raise ValueError(f"{name}: expected a floating point dtype of at least 16 bits, got {tensor.dtype}")
     if not iou_threshold >= 0:
         raise ValueError(f"iou_threshold: expected 0 or more, got {iou_threshold}")
 

@@ -477,3 +477,10 @@ def test_saved_files_have_ordinary_permissions(np_rng: np.random.Generator, tmp_
     (tmp_path / "plain").write_text("")
     saved = make(np_rng).save(tmp_path / "out.json")
     assert saved.stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+@pytest.mark.parametrize("counts", [[2**62] * 4 + [12], [-4, 16], [2**62, 2**62, 12]])
+def test_run_lengths_whose_sum_wraps_are_refused(counts: list[int]) -> None:
+    entry = {"category_id": 1, "bbox": [0, 0, 1, 1], "segmentation": {"size": [3, 4], "counts": counts}}
+    with pytest.raises(ValueError, match="mask_runs: expected run lengths of 12 pixels"):
+        _ = Result.from_coco([entry]).masks

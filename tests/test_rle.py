@@ -239,3 +239,17 @@ def test_compiles_and_exports(rng: torch.Generator, rule: PasteRule) -> None:
         expected = Runs()(*inputs)
         for outputs in (compiled(*inputs), exported(*inputs)):
             assert all(torch.equal(a, b) for a, b in zip(outputs, expected, strict=True))
+
+
+def test_run_lengths_whose_sum_wraps_are_refused() -> None:
+    string = host.encode_runs([2**58] * 64 + [12])
+    for counts in ([2**62] * 4 + [12], host.decode_runs(string)):
+        assert np.sum(counts, dtype=np.int64) == 12
+        with pytest.raises(ValueError, match="counts: expected run lengths that sum to 3 x 4"):
+            host.mask_of_runs(counts, (3, 4))
+
+
+@pytest.mark.parametrize("size", [(2**40, 2**40), (2**32, 2**32), (2**16, 2**15)])
+def test_pictures_of_too_many_pixels_are_refused(size: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match="sizes: expected pictures of fewer than"):
+        masks_to_rle(torch.ones(1, 2, 2), torch.zeros(1, 4), size, rule=PasteRule.TORCHVISION, capacity=4)

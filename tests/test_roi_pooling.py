@@ -737,3 +737,37 @@ def test_wrong_pyramid_arguments(name: str, change: dict[str, Any]) -> None:
     arguments = {"features": features, "boxes": torch.zeros(2, 5, 4), "strides": [4, 8], "output_size": 2} | change
     with pytest.raises(ValueError, match=f"^{name}: expected"):
         pyramid_roi_align(**arguments, sampling_ratio=2, aligned=True)
+
+
+def test_another_device_is_refused() -> None:
+    x, boxes = torch.zeros(1, 2, 8, 8), torch.zeros(3, 5, device="meta")
+    for pool in (roi_align, roi_pool):
+        for wrong in (boxes, [boxes[:, 1:]]):
+            with pytest.raises(ValueError, match="boxes: expected the device of the features, cpu, got meta"):
+                pool(x, wrong, 2)
+    corners, counts = torch.zeros(1, 3, 4), torch.ones(1, dtype=torch.int64)
+    for name, moved in (("boxes", (corners.to("meta"), counts)), ("counts", (corners, counts.to("meta")))):
+        with pytest.raises(ValueError, match=f"{name}: expected the device of the features, cpu, got meta"):
+            pyramid_roi_align([x], moved[0], [4], 2, sampling_ratio=2, aligned=True, counts=moved[1])
+
+
+@pytest.mark.parametrize("mode", ["avg", "max"])
+@pytest.mark.parametrize("ratio", [1, 2, 0])
+def test_bins_beyond_the_picture_are_zero_beside_a_nan(ratio: int, mode: str) -> None:
+    x = torch.zeros(1, 1, 6, 6)
+    x[0, 0, 5, 4] = x[0, 0, 5, 5] = torch.nan
+    boxes = torch.tensor([[0, 8.68, 18.4, 20.1, 27.8]])
+    assert torch.equal(roi_align(x, boxes, 3, 0.5, ratio, True, mode=mode), torch.zeros(1, 1, 3, 3))
+
+
+@pytest.mark.parametrize("size", [np.int64(2), (np.int32(2), 2), torch.Size((2, 2))])
+def test_output_sizes_of_other_integers(size: Any, rng: torch.Generator) -> None:
+    x, boxes = torch.randn(1, 2, 8, 8, generator=rng), torch.tensor([[0, 1.0, 1.0, 6.0, 7.0]])
+    for pool in (roi_align, roi_pool):
+        assert torch.equal(pool(x, boxes, size), pool(x, boxes, 2))
+
+
+@pytest.mark.parametrize("strides", [[0.0, 0.0], [-4.0, -8.0], [0.0]])
+def test_strides_must_be_positive(strides: list[float]) -> None:
+    with pytest.raises(ValueError, match="strides: expected positive numbers"):
+        level_thresholds(strides)

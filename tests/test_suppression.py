@@ -421,8 +421,8 @@ BOXES, SCORES = torch.zeros(2, 5, 4), torch.zeros(2, 5)
     [
         ({"boxes": BOXES[0]}, r"boxes: expected \[S, N, 4\], got \[5, 4\]"),
         ({"boxes": BOXES[..., :3]}, r"boxes: expected \[S, N, 4\], got \[2, 5, 3\]"),
-        ({"boxes": BOXES.long()}, "boxes: expected a floating point dtype, got torch.int64"),
-        ({"scores": SCORES.int()}, "scores: expected a floating point dtype, got torch.int32"),
+        ({"boxes": BOXES.long()}, "boxes: expected a floating point dtype of at least 16 bits, got torch.int64"),
+        ({"scores": SCORES.int()}, "scores: expected a floating point dtype of at least 16 bits, got torch.int32"),
         ({"scores": SCORES[:, :4]}, r"scores: expected \[2, 5\] beside boxes \[2, 5, 4\], got \[2, 4\]"),
         ({"labels": SCORES[0]}, r"labels: expected \[2, 5\] beside .*, got \[5\]"),
         ({"counts": SCORES}, r"counts: expected \[2\] beside .*, got \[2, 5\]"),
@@ -454,3 +454,20 @@ def test_the_input_is_not_changed(rng: torch.Generator) -> None:
     nms(boxes, scores, 0.5)
     np.testing.assert_array_equal(boxes, copies[0])
     np.testing.assert_array_equal(scores, copies[1])
+
+
+def test_boxes_without_a_second_dimension_are_empty() -> None:
+    torchvision = pytest.importorskip("torchvision")
+    empty = torch.empty(0)
+    expected = torchvision.ops.batched_nms(empty, empty, empty, 0.5)
+    found = batched_nms(empty, empty, empty, 0.5)
+    assert found.shape == expected.shape
+    assert found.dtype == expected.dtype
+
+
+@pytest.mark.parametrize("name", ["boxes", "scores"])
+def test_dtypes_of_eight_bits_are_refused(name: str) -> None:
+    tensors = {"boxes": torch.zeros(2, 4), "scores": torch.zeros(2)}
+    tensors[name] = tensors[name].to(torch.float8_e4m3fn)
+    with pytest.raises(ValueError, match=f"{name}: expected a floating point dtype of at least 16 bits, got .*float8"):
+        nms(**tensors, iou_threshold=0.5)

@@ -1,5 +1,7 @@
 """Winograd's convolution against a direct one in float64."""
 
+import importlib.util
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tolerances import WINOGRAD
+from trimask.kernels.cpu import winograd
 from trimask.kernels.cpu.winograd import transform_weight, winograd_conv
 
 
@@ -59,3 +62,23 @@ def test_both_memory_formats(rng: torch.Generator) -> None:
 def test_no_image() -> None:
     weight = transform_weight(torch.zeros(4, 4, 3, 3))
     assert winograd_conv(torch.zeros(0, 4, 8, 8), weight, torch.zeros(4), 0.0, 1.0).shape == (0, 4, 8, 8)
+
+
+def test_autocast_changes_nothing(rng: torch.Generator) -> None:
+    x, weight = torch.randn(1, 8, 9, 10, generator=rng), transform_weight(torch.randn(8, 8, 3, 3, generator=rng))
+    expected = winograd_conv(x, weight, torch.zeros(8), -1.0, 1.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(winograd_conv(x, weight, torch.zeros(8), -1.0, 1.0), expected)
+
+
+def test_constants_do_not_depend_on_where_they_are_made() -> None:
+    spec = importlib.util.spec_from_file_location("winograd_again", winograd.__file__)
+    assert spec
+    assert spec.loader
+    again = importlib.util.module_from_spec(spec)
+    with torch.inference_mode(), torch.device("meta"):
+        spec.loader.exec_module(again)
+    for name in ("_INPUT", "_OUTPUT", "_G"):
+        constant = getattr(again, name)
+        assert not constant.is_inference()
+        assert torch.equal(constant, getattr(winograd, name))

@@ -26,6 +26,7 @@ from ...kernels.cpu.masks import (
     box_of_runs,
     decode_runs,
     encode_runs,
+    fills_picture,
     mask_of_runs,
     mask_runs,
     paste_masks,
@@ -108,7 +109,7 @@ class Result:
             raise ValueError(f"picture: expected a shape {(*self.size, 3)}, got {self.picture.shape}")
         pixels = self.size[0] * self.size[1]
         for runs in self.mask_runs or ():
-            if runs.sum() != pixels:
+            if not fills_picture(runs, pixels):
                 raise ValueError(f"mask_runs: expected run lengths of {pixels} pixels, got {runs.sum()}")
 
     @classmethod

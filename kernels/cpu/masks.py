@@ -23,6 +23,7 @@ __all__ = [
     "check_shapes",
     "decode_runs",
     "encode_runs",
+    "fills_picture",
     "mask_of_runs",
     "mask_runs",
     "paste_crops",
@@ -132,9 +133,15 @@ def mask_of_runs(counts: ArrayLike, size: tuple[int, int]) -> NDArray[np.bool_]:
     """
     height, width = _sizes(size, 1)[0].tolist()
     runs = np.asarray(counts, np.int64)
-    if (runs < 0).any() or runs.sum() != height * width:
+    if not fills_picture(runs, height * width):
         raise ValueError(f"counts: expected run lengths that sum to {height} x {width}, got a sum of {runs.sum()}")
     return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(width, height).T
+
+
+def fills_picture(counts: NDArray[np.int64], pixels: int) -> bool:
+    """Whether counts are runs of that many pixels: none negative, and their true sum, not what int64 wraps to."""
+    totals = counts.cumsum()  # the first total to leave int64 comes out negative
+    return bool((counts >= 0).all() and (totals >= 0).all() and counts.sum() == pixels)
 
 
 def encode_runs(counts: ArrayLike) -> str:

@@ -103,6 +103,10 @@ def roi_align(
                 y, x = _taps(chunk, shapes[level], sampling)
                 values = _weighted_sum(pixels, y, x) if sampling.mode == "avg" else _sampled_max(pixels, chunk, y, x)[0]
                 values = values.view(-1, h * w, c)
+                # A bin with no sample in the picture is zero, even where its taps of weight 0 met a NaN.
+                seen = (y[1].any(-1)[:, :, None] & x[1].any(-1)[:, None]).flatten(1)  # [k, h * w]
+                if not seen.all():
+                    values = values.masked_fill_(~seen[..., None], 0.0)
                 out.index_copy_(0, chunk.rows, values if channels_last else values.transpose(1, 2))
         out.index_fill_(0, invalid, 0.0)
     return out.view((k, h, w, c) if channels_last else (k, c, h, w))

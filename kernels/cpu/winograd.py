@@ -14,6 +14,8 @@ at 200 x 336, 1.5 for 128 at 100 x 168, 1.8 for 256 at 200 x 336, 2.0 for 512 at
 14 x 14.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -22,34 +24,36 @@ __all__ = ["transform_weight", "winograd_conv"]
 
 POINTS = (0.0, 1.0, -1.0, 0.5, -2.0)
 OUT, IN = 4, 6  # sides of a tile of outputs, and of the inputs that they need
-TILES = 84  # at a time: 3 MB of transformed inputs at 256 channels; of 42, 84, 168 and 336 the fastest
+TILES = 84  # at a time and thread: 3 MB of transformed inputs at 256 channels; of 42, 84, 168 and 336 the fastest
 
 
 def _cook_toom() -> tuple[Tensor, Tensor, Tensor]:
     """A^T [4, 6], G [6, 3] and B^T [6, 6], float64."""
-    a, g, b = (torch.zeros(rows, columns, dtype=torch.float64) for rows, columns in ((OUT, IN), (IN, 3), (IN, IN)))
+    kind: Any = {"dtype": torch.float64, "device": "cpu"}  # whatever the defaults are at import
+    a, g, b = (torch.zeros(rows, columns, **kind) for rows, columns in ((OUT, IN), (IN, 3), (IN, IN)))
 
     def product(points: list[float]) -> Tensor:
         """Coefficients of the polynomial with these roots, lowest first."""
-        result = torch.ones(1, dtype=torch.float64)
+        result = torch.ones(1, **kind)
         for point in points:
             result = F.pad(result, (1, 0)) - point * F.pad(result, (0, 1))
         return result
 
     for j, point in enumerate(POINTS):
         others = [other for other in POINTS if other != point]
-        a[:, j] = torch.tensor([point**i for i in range(OUT)])
-        scale = torch.tensor([point - other for other in others], dtype=torch.float64).prod()
-        g[j] = torch.tensor([point**i for i in range(3)], dtype=torch.float64) / scale
+        a[:, j] = torch.tensor([point**i for i in range(OUT)], **kind)
+        scale = torch.tensor([point - other for other in others], **kind).prod()
+        g[j] = torch.tensor([point**i for i in range(3)], **kind) / scale
         b[j, : IN - 1] = product(others)
     a[-1, -1] = g[-1, -1] = 1
     b[-1] = product(list(POINTS))
     return a, g, b
 
 
-_A, _G, _B = _cook_toom()
-_INPUT = torch.kron(_B, _B).float()  # [36, 36]
-_OUTPUT = torch.kron(_A, _A).float()  # [16, 36]
+with torch.inference_mode(False):  # constants that autograd can save, even if a model is running at import
+    _A, _G, _B = _cook_toom()
+    _INPUT = torch.kron(_B, _B).float()  # [36, 36]
+    _OUTPUT = torch.kron(_A, _A).float()  # [16, 36]
 
 
 def transform_weight(weight: Tensor) -> Tensor:
@@ -59,7 +63,7 @@ def transform_weight(weight: Tensor) -> Tensor:
 
 
 def winograd_conv(x: Tensor, weight: Tensor, bias: Tensor, low: float, high: float) -> Tensor:
-    """Convolution with stride 1 and "same" padding, then a clamp.
+    """Convolution with stride 1 and "same" padding, then a clamp; autocast changes nothing.
 
     Args:
         x: float32 [N, C, H, W], best in channels_last memory.
@@ -70,17 +74,23 @@ def winograd_conv(x: Tensor, weight: Tensor, bias: Tensor, low: float, high: flo
     Returns:
         float32 [N, O, H, W] in channels_last memory.
     """
+    with torch.autocast(x.device.type, enabled=False):
+        return _convolve(x, weight, bias, low, high)
+
+
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor, low: float, high: float) -> Tensor:
     x = x.permute(0, 2, 3, 1)  # [N, H, W, C]
     images, height, width, _ = x.shape
     rows, columns = -(-height // OUT), -(-width // OUT)
     out = x.new_empty(images, rows, OUT, columns, OUT, weight.shape[2])
     below, right = rows * OUT - height + 1, columns * OUT - width + 1
-    if rows * columns <= TILES:  # several images at a time
-        step = max(1, TILES // max(rows * columns, 1))
+    tiles = TILES * torch.get_num_threads()  # as many for each, or threads wait for each other more than they work
+    if rows * columns <= tiles:  # several images at a time
+        step = max(1, tiles // max(rows * columns, 1))
         for i in range(0, images, step):
             _tiles(F.pad(x[i : i + step], (0, 0, 1, right, 1, below)), weight, bias, low, high, out[i : i + step])
     else:  # some rows of tiles of an image at a time
-        step = max(1, TILES // columns)
+        step = max(1, tiles // columns)
         for i in range(images):
             for row in range(0, rows, step):
                 first, last = row * OUT - 1, min((row + step) * OUT, rows * OUT) + 1
