@@ -304,7 +304,7 @@ def _version(name: str) -> str | None:
 
 def _console(stderr: bool = False) -> Console:
     """Paths and class names are printed as they are: brackets in them are no markup."""
-    return Console(stderr=stderr, markup=False, emoji=False)
+    return Console(stderr=stderr, markup=False, emoji=False, highlight=False)
 
 
 def _progress(stream: Iterable["Result"], total: int) -> Iterable["Result"]:

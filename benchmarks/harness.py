@@ -25,6 +25,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from ..engine.model.files import write_whole
+
 __all__ = ["Row", "compare", "environment", "optional", "report", "write_json"]
 
 _PEER = "torchvision"
@@ -213,9 +215,4 @@ def write_json(path: Path, rows: Iterable[Row]) -> None:
     """Write `{"environment": {...}, "rows": [...]}`, whole or not at all."""
     text = json.dumps({"environment": environment(), "rows": [asdict(row) for row in rows]}, indent=1, allow_nan=False)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        partial.write_text(text + "\n")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_whole(path, lambda file: file.write(f"{text}\n".encode()))

@@ -1,6 +1,7 @@
 """The project's own checkpoints: whole or not at all, the same bytes every time, and nothing guessed."""
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -71,7 +72,7 @@ def test_a_failed_save_leaves_the_old_file(ours: MaskRCNN, tmp_path: Path, monke
     def fail(descriptor: int) -> None:  # when everything is written
         raise OSError("no space left")
 
-    monkeypatch.setattr(native.os, "fsync", fail)
+    monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OSError, match="no space left"):
         native.save(ours, path)
     assert path.read_bytes() == b"old"

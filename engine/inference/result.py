@@ -9,13 +9,12 @@ Needs numpy and Pillow; no torch is imported here.
 
 import json
 import os
-import secrets
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +31,7 @@ from ...kernels.cpu.masks import (
     paste_masks,
 )
 from ...kernels.paste_rule import PasteRule
+from ..model.files import write_whole
 from .outlines import Bools, Ints, Polygon, crop_of_runs, outlines_of_runs, simplify
 from .visualize import draw
 
@@ -378,7 +378,7 @@ class Result:
             raise ValueError(f"path: expected .json or the suffix of a picture (.png, .jpg, .webp), got {path.name!r}")
         overlay = self.plot(**style)
         options = {"quality": 95} if kind in ("JPEG", "WEBP", "AVIF") else {}
-        return _write(path, lambda file: overlay.save(file, format=kind, **options))
+        return write_whole(path, lambda file: overlay.save(file, format=kind, **options))
 
 
 def to_dataset(results: Iterable[Result], categories: Mapping[int, str], path: str | os.PathLike[str]) -> Path:
@@ -403,20 +403,7 @@ def to_dataset(results: Iterable[Result], categories: Mapping[int, str], path: s
         "annotations": annotations,
     }
     text = json.dumps(document, allow_nan=False).encode()
-    return _write(Path(path), lambda file: file.write(text))
-
-
-def _write(path: Path, put: Callable[[IO[bytes]], Any]) -> Path:
-    """Writes beside the path and moves the whole file there at the end."""
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    try:
-        with part.open("xb") as file:
-            put(file)
-        os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-    return path
+    return write_whole(Path(path), lambda file: file.write(text))
 
 
 __all__ = ["Detection", "Result", "to_dataset"]

@@ -5,8 +5,6 @@ entry, because safetensors writes several in random order, and a file should be 
 """
 
 import json
-import os
-import secrets
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +15,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from ..config import MaskRCNNConfig, ResNetConfig
+from ..files import write_whole
 from ..mask_rcnn import MaskRCNN
 from .mapping import differences
 from .reading import Contents, read
@@ -65,16 +64,8 @@ def save(
         "provenance": dict(sorted((provenance or {}).items())),
     }
     path = Path(path)
-    # By way of a neighbour, so that a reader or a crash never meets half a file.
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with temporary.open("xb") as file:  # save_file would make it readable by its owner alone
-            file.write(to_bytes(tensors, {KEY: json.dumps(about, separators=(",", ":"))}))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    # `save_file` of safetensors would make a file that its owner alone can read.
+    write_whole(path, lambda file: file.write(to_bytes(tensors, {KEY: json.dumps(about, separators=(",", ":"))})))
 
 
 def load(path: str | Path) -> MaskRCNN:
