@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from .cpu import roi_pooling as _host
+from .sampling import Sampling
 
 __all__ = ["level_thresholds", "pyramid_roi_align", "roi_align", "roi_pool"]
 
@@ -86,7 +87,7 @@ def _pyramid_roi_align(
     aligned: bool,
     mode: str,
 ) -> Tensor:
-    sampling = _host.Sampling(scales, thresholds, output_size, sampling_ratio, aligned, mode)
+    sampling = Sampling(scales, thresholds, output_size, sampling_ratio, aligned, mode)
     pooled = _host.roi_align(features, boxes.flatten(0, 1), _images(boxes, counts), sampling, channels_last=True)
     return pooled.unflatten(0, boxes.shape[:2]).permute(0, 1, 4, 2, 3)
 
@@ -118,7 +119,7 @@ def _roi_align(
     mode: str,
 ) -> Tensor:
     _check_images(images, input)
-    sampling = _host.Sampling([scale], [0.0], output_size, sampling_ratio, aligned, mode)
+    sampling = Sampling([scale], [0.0], output_size, sampling_ratio, aligned, mode)
     return _host.roi_align([input], boxes, images, sampling, channels_last=False)
 
 
@@ -150,7 +151,7 @@ def _roi_align_backward(
     mode: str,
 ) -> list[Tensor]:
     """`shapes` holds (N, C, H, W) of each level in a row; `features` may be empty unless mode is "max"."""
-    sampling = _host.Sampling(scales, thresholds, grad.shape[2:], sampling_ratio, aligned, mode)
+    sampling = Sampling(scales, thresholds, grad.shape[2:], sampling_ratio, aligned, mode)
     planes = _host.roi_align_backward(grad, features, boxes, images, _in_fours(shapes), sampling)
     return [plane.permute(0, 3, 1, 2) for plane in planes]
 

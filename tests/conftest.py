@@ -7,6 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # triton reads it when it is first imported
+
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
@@ -15,6 +18,20 @@ def pytest_report_header() -> str:
 
 
 _SEED = int(os.environ.get("TRIMASK_TEST_SEED", int.from_bytes(os.urandom(3), "little")))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What is about plain torch runs on no other backend, and what needs a GPU is skipped without one."""
+    items[:] = [item for item in items if not item.get_closest_marker("host") or _on_torch(item)]
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+def _on_torch(item: pytest.Item) -> bool:
+    case = getattr(item, "callspec", None)
+    return case is None or case.params.get("_backend", "torch") == "torch"
 
 
 @pytest.fixture

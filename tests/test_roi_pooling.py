@@ -16,6 +16,7 @@ from tolerances import roi_align_error
 from trimask.kernels.cpu import roi_pooling as host
 from trimask.kernels.reference import roi_pooling as reference
 from trimask.kernels.roi_pooling import level_thresholds, pyramid_roi_align, roi_align, roi_pool
+from trimask.kernels.sampling import Sampling
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 STRIDES = [4, 8, 16, 32]
@@ -466,7 +467,7 @@ def test_batch_index_out_of_range(index: float) -> None:
         with pytest.raises(ValueError, match="batch indices in"):
             op(feature, boxes, 2)
     # Where the host does not look, as on other devices, such a RoI is zero.
-    sampling = host.Sampling([1.0], [0.0], (2, 2), 2, True, "avg")
+    sampling = Sampling([1.0], [0.0], (2, 2), 2, True, "avg")
     out = host.roi_align([feature], boxes[:, 1:], boxes[:, 0], sampling, channels_last=False)
     assert out[0].all()
     assert not out[1].any()
@@ -577,7 +578,7 @@ def test_memory_is_bounded(rng: torch.Generator, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(host, "_BACKWARD_BYTES", host._FORWARD_BYTES)
     feature = torch.randn(1, 1, 120, 160, generator=rng)
     boxes = random_boxes(rng, 200, 160, 120)
-    sampling = host.Sampling([1.0], [0.0], (3, 3), ratio, False, mode)
+    sampling = Sampling([1.0], [0.0], (3, 3), ratio, False, mode)
     with Largest() as largest:
         out = host.roi_align([feature], boxes[:, 1:], boxes[:, 0], sampling, channels_last=False)
         host.roi_align_backward(out, [feature], boxes[:, 1:], boxes[:, 0], [feature.shape], sampling)

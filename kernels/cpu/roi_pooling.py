@@ -22,7 +22,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["Sampling", "roi_align", "roi_align_backward", "roi_pool", "roi_pool_backward"]
+from ..sampling import Sampling
+
+__all__ = ["roi_align", "roi_align_backward", "roi_pool", "roi_pool_backward"]
 
 # Bytes of temporaries; a single RoI may need more, up to a few tens of bytes for each pixel of one plane. Forward,
 # small chunks pay for their calls: at 0.5, 2, 4 and 16 MiB, 1000 RoIs of 7 x 7 x 256 take 83, 59, 58 and 55 ms of a
@@ -32,31 +34,6 @@ _BACKWARD_BYTES = 128 << 20
 _TAP_BYTES = 12
 _SORTED_TAP_BYTES = 40
 _MAX_VALUE_BYTES = 64  # running maxima with their codes, or the indices that scatter a gradient
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """Where the samples of RoIs lie, and what is made of them.
-
-    Attributes:
-        scales: Feature pixels per picture pixel, for each level.
-        thresholds: The sqrt(area) of a box from which on each level is taken; rising, from 0.
-        output_size: Bins, height and width.
-        sampling_ratio: Samples per bin and axis; ceil(bin size) of them where it is not positive.
-        aligned: Pixel centres lie at half-integers and RoIs keep their size; else at integers, and sides are >= 1.
-        mode: "avg" or "max" of the samples of a bin.
-    """
-
-    scales: Sequence[float]
-    thresholds: Sequence[float]
-    output_size: Sequence[int]
-    sampling_ratio: int
-    aligned: bool
-    mode: str
-
-    @property
-    def adaptive(self) -> bool:
-        return self.sampling_ratio <= 0
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,40 @@
+"""Which implementation of an op runs: Triton's or plain torch's."""
+
+import os
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache
+from importlib.util import find_spec
+
+import torch
+
+__all__ = ["current_device", "use_triton"]
+
+_VARIABLE = "TRIMASK_KERNELS"
+
+
+def use_triton(device: torch.device) -> bool:
+    """Whether the ops on this device are Triton's.
+
+    The environment variable ``TRIMASK_KERNELS`` decides, read at every call:
+
+    - ``auto``, or unset: on CUDA and ROCm devices where triton is installed;
+    - ``torch``: nowhere;
+    - ``triton``: everywhere. On a CPU this takes ``TRITON_INTERPRET=1``, set before triton is imported: for tests.
+
+    Raises:
+        ValueError: The variable holds something else.
+    """
+    choice = os.environ.get(_VARIABLE) or "auto"
+    if choice not in ("auto", "torch", "triton"):
+        raise ValueError(f"{_VARIABLE}: expected auto, torch or triton, got {choice!r}")
+    return choice == "triton" or (choice == "auto" and device.type == "cuda" and _has_triton())
+
+
+@cache
+def _has_triton() -> bool:
+    return find_spec("triton") is not None
+
+
+def current_device(device: torch.device) -> AbstractContextManager[object]:
+    """Make a device the current one: Triton launches there, whatever the tensors' own (triton#2925)."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
