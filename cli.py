@@ -1,10 +1,11 @@
-"""The command line: ``trimask demo | predict | convert | info``.
+"""The command line: ``trimask demo | predict | convert | warmup | info``.
 
 Results go to stdout, progress and complaints to stderr. Exit status: 0, all done; 1, something failed (a bad picture
 among many does not stop the others); 2, wrong usage; 130, interrupted.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import importlib.metadata
 import json
@@ -25,6 +26,8 @@ from rich.table import Table
 from . import __version__
 
 if TYPE_CHECKING:
+    import torch
+
     from .engine.inference.predictor import Predictor
     from .engine.inference.result import Result
 
@@ -32,6 +35,7 @@ __all__ = ["main"]
 
 MODEL_COLUMN = 46  # the longest name of a published model
 DTYPES = ("float32", "bfloat16", "float16")
+PLAIN = "plain torch"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -120,6 +124,32 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("--json", action="store_true", help="report as JSON")
     _add_checkpoint_options(convert)
 
+    warmup = verb(
+        "warmup",
+        _warmup,
+        "compile what a model needs on a GPU, ahead of its first picture",
+        "Kernels are compiled once for a machine and kept: `trimask info` says where.\n\n"
+        "examples:\n"
+        "  trimask warmup r50.safetensors --dtype float16\n"
+        "  trimask warmup r50.safetensors --size 1080 1920 --size 480 640 --batch 1 8",
+    )
+    warmup.add_argument(
+        "weights", nargs="?", default="people", help="checkpoint or published name (%(default)s, bundled)"
+    )
+    warmup.add_argument(
+        "--size",
+        type=int,
+        nargs=2,
+        action="append",
+        metavar=("H", "W"),
+        help="of the pictures (480 640); may be repeated",
+    )
+    warmup.add_argument(
+        "--batch", type=int, nargs="+", default=[1], metavar="B", help="numbers of pictures at a time (1)"
+    )
+    _add_device_options(warmup)
+    _add_checkpoint_options(warmup)
+
     info = verb("info", _info, "show versions, device and kernels in use", "example:\n  trimask info --models")
     info.add_argument("--models", action="store_true", help="list the published models that load by name")
     info.add_argument("--json", action="store_true", help="as JSON")
@@ -130,6 +160,10 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--score", type=float, default=0.5, help="lowest score to report (%(default)s; 0.05 to evaluate)"
     )
+    _add_device_options(parser)
+
+
+def _add_device_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (the GPU if there is one)")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="precision (%(default)s)")
 
@@ -266,33 +300,102 @@ def _convert(options: argparse.Namespace) -> int:
     return 0
 
 
+def _warmup(options: argparse.Namespace) -> int:
+    import torch
+
+    from .engine.inference.predictor import load
+    from .kernels.dispatch import use_triton
+
+    console = _console()
+    predictor = load(
+        options.weights, device=options.device, dtype=getattr(torch, options.dtype), **_checkpoint_options(options)
+    )
+    shapes = [(tuple(size), batch) for size in options.size or [(480, 640)] for batch in options.batch]
+    before = _cache()[1]
+    total = 0.0
+    for done, (size, batch) in enumerate(shapes, start=1):
+        seconds = predictor.warmup(size, batch)
+        total += seconds
+        pictures = f"{batch} picture{'s' * (batch > 1)} of {size[0]} x {size[1]}"
+        console.print(f"{done}/{len(shapes)}  {pictures}  {seconds:.1f} s")
+    if use_triton(predictor.device):
+        folder, after = _cache()
+        console.print(
+            f"{predictor}: ready in {total:.1f} s; {folder} grew by {(after - before) / 1e6:.1f} MB", soft_wrap=True
+        )
+    else:
+        console.print(f"{predictor}: runs; there is nothing to compile, the kernels are plain torch", soft_wrap=True)
+    return 0
+
+
 def _info(options: argparse.Namespace) -> int:
     import torch
 
     from .engine.model.checkpoints import PUBLISHED
 
     cuda = torch.cuda.is_available()
+    kernels, why = _kernels(torch.device("cuda" if cuda else "cpu"))
+    folder, size = _cache()
     facts = {
         "trimask": __version__,
         "python": platform.python_version(),
         **{name: _version(name) for name in ("torch", "triton", "numpy", "pillow", "safetensors", "torchvision")},
         "device": torch.cuda.get_device_name() if cuda else f"CPU ({torch.backends.cpu.get_cpu_capability()})",
         "threads": torch.get_num_threads(),
-        "kernels": "plain torch",
-        "C compiler": shutil.which(os.environ.get("CC", "cc")) or shutil.which("gcc") or shutil.which("clang"),
+        "kernels": kernels,
+        "kernels because": why,
+        "C compiler": _c_compiler(),
+        "kernel cache": str(folder),
+        "kernel cache bytes": size,
     }
     if options.json:
         print(json.dumps({**facts, "models": [dataclasses.asdict(model) for model in PUBLISHED.values()]}))
         return 0
     console = _console()
-    for name, value in facts.items():
-        console.print(f"{name:12} {value if value is not None else 'not installed'}")
+    joined = {"kernels": f"{kernels} ({why})", "kernel cache": f"{folder}, {size / 1e6:.1f} MB"}
+    for name, value in (facts | joined).items():
+        if name not in ("kernels because", "kernel cache bytes"):
+            console.print(f"{name:12} {value if value is not None else 'not installed'}", soft_wrap=True)
+    if kernels != PLAIN and facts["C compiler"] is None:
+        console.print("Triton takes a C compiler: install gcc or clang, or set CC")
     if options.models:
         print(f"\n{'name':{MODEL_COLUMN}} box AP  mask AP")
         for model in PUBLISHED.values():
             note = f"not here: {model.unsupported}" if model.unsupported else model.licence
             print(f"{model.name:{MODEL_COLUMN}} {model.box_ap:6}  {model.mask_ap or '':7}  {note}")
     return 0
+
+
+def _kernels(device: "torch.device") -> tuple[str, str]:
+    """What the ops run on a device, and why."""
+    from .kernels.dispatch import use_triton
+
+    version = _version("triton")
+    choice = os.environ.get("TRIMASK_KERNELS") or "auto"
+    asked = f"TRIMASK_KERNELS={choice}"
+    if use_triton(device):
+        return "Triton" if version is None else f"Triton {version}", asked if choice == "triton" else "a GPU and triton"
+    if choice == "torch":
+        return PLAIN, asked
+    return PLAIN, "no CUDA device" if device.type == "cpu" else "triton is not installed"
+
+
+def _c_compiler() -> str | None:
+    """The compiler that Triton would take."""
+    if named := os.environ.get("CC"):
+        return shutil.which(named)
+    return shutil.which("gcc") or shutil.which("clang")
+
+
+def _cache() -> tuple[Path, int]:
+    """Where Triton keeps what it compiled, and its size in bytes."""
+    home = Path(os.environ.get("TRITON_HOME") or Path.home())
+    folder = Path(os.environ.get("TRITON_CACHE_DIR") or home / ".triton" / "cache")
+    size = 0
+    for file in folder.rglob("*"):
+        with contextlib.suppress(OSError):  # another process may be at work there
+            size += file.stat().st_size if file.is_file() else 0
+    return folder, size
 
 
 def _version(name: str) -> str | None:

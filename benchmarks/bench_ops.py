@@ -4,7 +4,6 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..kernels.cpu.masks import encode_runs
@@ -14,10 +13,9 @@ from ..kernels.rle import masks_to_rle
 from ..kernels.roi_pooling import pyramid_roi_align
 from ..kernels.suppression import nms, segmented_nms
 from .harness import Row, compare, optional
+from .inputs import SIZE, STRIDES, kinds_of_boxes, proposals, smooth_masks
 
 __all__ = ["run"]
-
-STRIDES = (4, 8, 16, 32)
 
 ops = optional("torchvision.ops")
 roi_heads = optional("torchvision.models.detection.roi_heads")
@@ -28,23 +26,11 @@ def run(threads: int, quick: bool) -> Iterator[list[Row]]:
     """The rows of each case as soon as it is done; `quick` is small and shows that everything runs, no more."""
     yield _roi_align(threads, quick)
     for count in (150,) if quick else (100, 1000, 2000):
-        for kind, boxes in _kinds_of_boxes(count).items():
+        for kind, boxes in kinds_of_boxes(count).items():
             for max_keep in sorted({count, 100}, reverse=True):
                 yield _nms(kind, boxes, max_keep, threads, quick)
     yield _paste(threads, quick)
     yield _run_lengths(threads, quick)
-
-
-def _proposals(count: int, rng: torch.Generator, objects: int, spread: float, size: tuple[int, int]) -> Tensor:
-    """Boxes `[count, 4]` spread about objects of 20 to 400 pixels in a picture of (height, width)."""
-    limit = torch.tensor([size[1], size[0]])
-    side = 20 * 20 ** torch.rand(objects, 1, generator=rng) * torch.randn(objects, 2, generator=rng).mul(0.3).exp()
-    centre = torch.rand(objects, 2, generator=rng) * limit
-    of = torch.randint(objects, (count,), generator=rng)
-    side = side[of] * torch.randn(count, 2, generator=rng).mul(spread).exp()
-    centre = centre[of] + spread * side * torch.randn(count, 2, generator=rng)
-    corners = torch.stack([centre - side / 2, centre + side / 2], dim=1)  # [count, 2, 2]
-    return torch.minimum(corners.clamp(min=0), limit).flatten(1)
 
 
 def _roi_align(threads: int, quick: bool) -> list[Row]:
@@ -52,7 +38,7 @@ def _roi_align(threads: int, quick: bool) -> list[Row]:
     height, width, channels, count = (160, 192, 16, 50) if quick else (800, 1344, 256, 1000)
     planar = [torch.randn(1, channels, height // s, width // s, generator=rng) for s in STRIDES]
     last = [feature.to(memory_format=torch.channels_last) for feature in planar]
-    boxes = _proposals(count, rng, count, 0.1, (height, width))
+    boxes = proposals(count, rng, count, 0.1, (height, width))
     # The bound that the tests hold float32 to, of float64.
     tolerance = torch.finfo(torch.float32).eps * width / STRIDES[0] * max(float(f.abs().max()) for f in planar)
 
@@ -74,20 +60,6 @@ def _roi_align(threads: int, quick: bool) -> list[Row]:
     }
     case = f"{count} RoIs x {channels} x 7 x 7, P2..P5 of {height} x {width}"
     return compare("roi_align", case, implementations, disagreement, rounds=2 if quick else 9, threads=threads)
-
-
-def _kinds_of_boxes(count: int) -> dict[str, Tensor]:
-    """At IoU 0.7 most of the proposals survive, all of the sparse boxes, and few of the crowd."""
-    rng = torch.Generator().manual_seed(0)
-    size = (800, 1333)
-    rows = int(count**0.5) + 1
-    cell = size[1] / rows
-    corner = torch.cartesian_prod(torch.arange(rows), torch.arange(rows))[:count] * cell
-    return {
-        "proposals": _proposals(count, rng, count // 8, 0.12, size),
-        "sparse": torch.cat([corner, corner + cell * (0.6 + 0.6 * torch.rand(count, 2, generator=rng))], dim=1),
-        "crowd": _proposals(count, rng, 20, 0.1, size),
-    }
 
 
 def _nms(kind: str, boxes: Tensor, max_keep: int, threads: int, quick: bool) -> list[Row]:
@@ -112,15 +84,12 @@ def _nms(kind: str, boxes: Tensor, max_keep: int, threads: int, quick: bool) -> 
 
 
 def _masks(quick: bool) -> tuple[Tensor, Tensor, tuple[int, int]]:
-    """Smooth masks `[N, 28, 28]`, their boxes, and the picture's height and width."""
-    rng = torch.Generator().manual_seed(0)
-    count, size = (10, (80, 133)) if quick else (100, (800, 1333))
-    coarse = torch.randn(count, 1, 5, 5, generator=rng)
-    masks = (3 * F.interpolate(coarse, size=(28, 28), mode="bicubic")).sigmoid()[:, 0]
-    return masks, _proposals(count, rng, count, 0.1, size), size
+    """Masks `[N, 28, 28]`, their boxes, and the picture's height and width."""
+    count, size = (10, (80, 133)) if quick else (100, SIZE)
+    return *smooth_masks(count, size), size
 
 
-def _torchvision_paste(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
+def torchvision_paste(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
     return roi_heads.paste_masks_in_image(masks[:, None], boxes, size)[:, 0] > 0.5
 
 
@@ -133,7 +102,7 @@ def _paste(threads: int, quick: bool) -> list[Row]:
         return "" if worst <= 2 else f"{worst} pixels of a mask differ"
 
     implementations = {
-        "torchvision": (lambda: _torchvision_paste(masks, boxes, size)) if roi_heads else None,
+        "torchvision": (lambda: torchvision_paste(masks, boxes, size)) if roi_heads else None,
         "trimask": lambda: paste_masks(masks, boxes, size, rule=PasteRule.TORCHVISION),
     }
     case = f"{len(masks)} masks to {size[0]} x {size[1]}"
@@ -153,7 +122,7 @@ def _run_lengths(threads: int, quick: bool) -> list[Row]:
         return [encode_runs(row[:n]).encode() for row, n in zip(runs.numpy(), lengths.tolist(), strict=True)]
 
     def torchvision() -> list[bytes]:
-        pasted = _torchvision_paste(masks, boxes, size).permute(1, 2, 0).numpy()
+        pasted = torchvision_paste(masks, boxes, size).permute(1, 2, 0).numpy()
         return [rle["counts"] for rle in coco.encode(pasted.astype("uint8", order="F"))]
 
     def disagreement(expected: list[bytes], got: list[bytes]) -> str:

@@ -10,9 +10,12 @@ from typing import Any
 _PUBLIC = {
     "PasteRule": ".paste_rule",
     "batched_nms": ".suppression",
+    "mask_probabilities": ".pasting",
     "masks_to_rle": ".rle",
     "nms": ".suppression",
     "paste_masks": ".pasting",
+    "preprocess": ".resizing",
+    "proposals": ".decoding",
     "pyramid_roi_align": ".roi_pooling",
     "roi_align": ".roi_pooling",
     "roi_pool": ".roi_pooling",

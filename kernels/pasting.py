@@ -1,7 +1,8 @@
-"""Pasting of square masks into pictures, as one registered op.
+"""From the logits of square masks to pictures, as two registered ops.
 
-`PasteRule` holds the formula and the coordinate convention, `cpu.masks` the computation. On a CPU it reads the tensors'
-own memory; on a device that has no kernel of its own, the small inputs travel to the CPU and the masks travel back.
+`PasteRule` holds the formula and the coordinate convention, `gpu.pasting` and `cpu.masks` the computation. The latter
+reads the tensors' own memory on a CPU; from a device without Triton, the small inputs travel to the CPU and the masks
+travel back.
 """
 
 from typing import Any
@@ -11,9 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .cpu import masks as host
+from .dispatch import use_triton
 from .paste_rule import PasteRule
 
-__all__ = ["paste_masks"]
+__all__ = ["mask_probabilities", "paste_masks"]
 
 
 def as_array(tensor: Tensor) -> NDArray[Any]:
@@ -41,6 +43,10 @@ def _paste_masks(
     packed: bool,
 ) -> Tensor:
     rule = PasteRule(padding, integer_boxes, threshold, inclusive)
+    if use_triton(probabilities.device):
+        from .gpu import pasting as gpu
+
+        return gpu.paste_masks(probabilities, boxes, (height, width), rule=rule, packed=packed)
     masks = host.paste_masks(as_array(probabilities), as_array(boxes), (height, width), rule=rule, packed=packed)
     return torch.from_numpy(masks).to(probabilities.device)
 
@@ -90,3 +96,53 @@ def paste_masks(
     return _paste_masks(
         probabilities, boxes, height, width, rule.padding, rule.integer_boxes, rule.threshold, rule.inclusive, packed
     )
+
+
+@torch.library.custom_op("trimask::mask_probabilities", mutates_args=())
+def _mask_probabilities(logits: Tensor, labels: Tensor | None) -> Tensor:
+    if use_triton(logits.device):
+        from .gpu import pasting as gpu
+
+        return gpu.mask_probabilities(logits, labels)
+    if labels is None:
+        return logits[:, 0].to(torch.promote_types(logits.dtype, torch.float32)).sigmoid()
+    known = (labels >= 0) & (labels < logits.shape[1])
+    if labels.device.type == "cpu" and not known.all():
+        raise ValueError(f"labels: expected classes of 0 to {logits.shape[1] - 1}, got {labels[~known].tolist()}")
+    chosen = logits[torch.arange(len(labels), device=labels.device), torch.where(known, labels, 0).long()]
+    probabilities = chosen.to(torch.promote_types(logits.dtype, torch.float32)).sigmoid()
+    return torch.where(known[:, None, None], probabilities, 0)
+
+
+@_mask_probabilities.register_fake
+def _(logits: Tensor, labels: Tensor | None) -> Tensor:
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    return logits.new_empty((logits.shape[0], *logits.shape[2:]), dtype=dtype)
+
+
+def mask_probabilities(logits: Tensor, labels: Tensor | None = None) -> Tensor:
+    """The sigmoid of square masks, of the chosen class where there are several.
+
+    Args:
+        logits: Floating point `[N, C, m, m]`, or `[N, m, m]` without labels; any strides.
+        labels: Integers `[N]`, the class of each. One that there is not gives zeros on a GPU, where to find out would
+            be to wait.
+
+    Returns:
+        `[N, m, m]`, float64 of float64 logits, else float32. Gradients do not pass.
+
+    Raises:
+        ValueError: For a shape, a dtype or a device that does not fit; on a CPU, for a label that there is not.
+    """
+    expected = 3 if labels is None else 4
+    if logits.dim() != expected or logits.shape[-1] != logits.shape[-2] or not logits.is_floating_point():
+        shape = "[N, m, m] without labels" if labels is None else "[N, C, m, m] with labels"
+        raise ValueError(f"logits: expected floating point {shape}, got {logits.dtype} {list(logits.shape)}")
+    if labels is None:
+        return _mask_probabilities(logits[:, None], None)
+    if tuple(labels.shape) != (logits.shape[0],) or labels.is_floating_point() or labels.device != logits.device:
+        raise ValueError(
+            f"labels: expected integers [{logits.shape[0]}] on {logits.device}, "
+            f"got {labels.dtype} {list(labels.shape)} on {labels.device}"
+        )
+    return _mask_probabilities(logits, labels)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .cpu import masks as host
+from .dispatch import use_triton
 from .paste_rule import PasteRule
 from .pasting import as_array, check_inputs
 
@@ -19,18 +20,29 @@ __all__ = ["masks_to_rle"]
 def _masks_to_rle(
     probabilities: Tensor,
     boxes: Tensor,
-    sizes: Tensor,
+    sizes: Tensor | None,
     padding: int,
     integer_boxes: bool,
     threshold: float,
     inclusive: bool,
     capacity: int,
+    height: int = 0,
+    width: int = 0,
 ) -> tuple[Tensor, Tensor]:
     rule = PasteRule(padding, integer_boxes, threshold, inclusive)
-    areas = sizes.cpu().double().prod(1)  # in int64 the product of two long sides wraps
-    if (areas >= 1 << 31).any():
-        raise ValueError(f"sizes: expected pictures of fewer than 2^31 pixels, got one of {int(areas.max())}")
-    counts = host.mask_runs(as_array(probabilities), as_array(boxes), as_array(sizes), rule=rule)
+    pictures: Tensor | tuple[int, int] = (height, width) if sizes is None else sizes
+    if not isinstance(pictures, Tensor):
+        _check_pixels(height * width)
+    if use_triton(probabilities.device):
+        from .gpu import rle as gpu
+
+        return gpu.masks_to_rle(probabilities, boxes, pictures, rule=rule, capacity=capacity)
+    if isinstance(pictures, Tensor):
+        pictures = pictures.cpu()
+        _check_pixels(
+            max(pictures.double().prod(1).tolist(), default=0)
+        )  # in int64 the product of two long sides wraps
+    counts = host.mask_runs(as_array(probabilities), as_array(boxes), np.asarray(pictures), rule=rule)
     runs = np.zeros((len(counts), capacity), np.int32)
     for row, values in zip(runs, counts, strict=True):
         row[: len(values)] = values[:capacity]
@@ -38,16 +50,23 @@ def _masks_to_rle(
     return torch.from_numpy(runs).to(boxes.device), torch.from_numpy(lengths).to(boxes.device)
 
 
+def _check_pixels(most: float) -> None:
+    if most >= 1 << 31:
+        raise ValueError(f"sizes: expected pictures of fewer than 2^31 pixels, got one of {int(most)}")
+
+
 @_masks_to_rle.register_fake
 def _(
     probabilities: Tensor,
     boxes: Tensor,
-    sizes: Tensor,
+    sizes: Tensor | None,
     padding: int,
     integer_boxes: bool,
     threshold: float,
     inclusive: bool,
     capacity: int,
+    height: int = 0,
+    width: int = 0,
 ) -> tuple[Tensor, Tensor]:
     masks = probabilities.shape[0]
     runs = probabilities.new_empty((masks, capacity), dtype=torch.int32)
@@ -63,7 +82,8 @@ def masks_to_rle(
         probabilities: `[N, m, m]`, as in `paste_masks`.
         boxes: `[N, 4]`, as in `paste_masks`.
         sizes: int `[N, 2]`, height and width of each mask's picture, or one such pair for all. A picture holds fewer
-            than 2^31 pixels.
+            than 2^31 pixels. Where a tensor on a GPU has more, or a negative side, which nobody waits to find out, that
+            mask has no run, not even one of zeros: its length is 0.
         rule: Which pixels belong to a mask.
         capacity: How many runs there is room for.
 
@@ -78,12 +98,16 @@ def masks_to_rle(
     check_inputs(probabilities, boxes)
     if capacity < 0:
         raise ValueError(f"capacity: expected an int of at least 0, got {capacity}")
+    arguments = (rule.padding, rule.integer_boxes, rule.threshold, rule.inclusive, capacity)
     if not isinstance(sizes, Tensor):
-        sizes = torch.stack([boxes.new_full(boxes.shape[:1], side, dtype=torch.int64) for side in sizes], 1)
+        if len(sizes) != 2:
+            raise ValueError(f"sizes: expected a height and a width, got {tuple(sizes)}")
+        height, width = sizes
+        if height < 0 or width < 0:
+            raise ValueError(f"size: expected a height and a width of at least 0, got {tuple(sizes)}")
+        return _masks_to_rle(probabilities, boxes, None, *arguments, height, width)
     if tuple(sizes.shape) != (boxes.shape[0], 2) or sizes.device != boxes.device:
         raise ValueError(
             f"sizes: expected [{boxes.shape[0]}, 2] on {boxes.device}, got {list(sizes.shape)} on {sizes.device}"
         )
-    return _masks_to_rle(
-        probabilities, boxes, sizes, rule.padding, rule.integer_boxes, rule.threshold, rule.inclusive, capacity
-    )
+    return _masks_to_rle(probabilities, boxes, sizes, *arguments)

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from .cpu import roi_pooling as _host
+from .dispatch import use_triton
 from .sampling import Sampling
 
 __all__ = ["level_thresholds", "pyramid_roi_align", "roi_align", "roi_pool"]
@@ -88,7 +89,12 @@ def _pyramid_roi_align(
     mode: str,
 ) -> Tensor:
     sampling = Sampling(scales, thresholds, output_size, sampling_ratio, aligned, mode)
-    pooled = _host.roi_align(features, boxes.flatten(0, 1), _images(boxes, counts), sampling, channels_last=True)
+    if use_triton(boxes.device):
+        from .gpu.roi_align import roi_align
+
+        pooled = roi_align(features, boxes, None, counts, sampling, channels_last=True)
+    else:
+        pooled = _host.roi_align(features, boxes.flatten(0, 1), _images(boxes, counts), sampling, channels_last=True)
     return pooled.unflatten(0, boxes.shape[:2]).permute(0, 1, 4, 2, 3)
 
 
@@ -120,6 +126,10 @@ def _roi_align(
 ) -> Tensor:
     _check_images(images, input)
     sampling = Sampling([scale], [0.0], output_size, sampling_ratio, aligned, mode)
+    if use_triton(input.device):
+        from .gpu.roi_align import roi_align
+
+        return roi_align([input], boxes, images, None, sampling, channels_last=False)
     return _host.roi_align([input], boxes, images, sampling, channels_last=False)
 
 
@@ -142,17 +152,28 @@ def _roi_align_backward(
     grad: Tensor,
     features: Sequence[Tensor],
     boxes: Tensor,
-    images: Tensor,
+    images: Tensor | None,
     shapes: Sequence[int],
     scales: Sequence[float],
     thresholds: Sequence[float],
     sampling_ratio: int,
     aligned: bool,
     mode: str,
+    counts: Tensor | None = None,
 ) -> list[Tensor]:
-    """`shapes` holds (N, C, H, W) of each level in a row; `features` may be empty unless mode is "max"."""
+    """`shapes` holds (N, C, H, W) of each level in a row; `features` may be empty unless mode is "max".
+
+    `boxes` are [K, 4] with `images`, [K], or else [B, R, 4], of which only the first `counts` of an image are there.
+    """
     sampling = Sampling(scales, thresholds, grad.shape[2:], sampling_ratio, aligned, mode)
-    planes = _host.roi_align_backward(grad, features, boxes, images, _in_fours(shapes), sampling)
+    if use_triton(grad.device):
+        from .gpu.roi_align_backward import roi_align_backward
+
+        planes = roi_align_backward(grad, features, boxes, images, counts, _in_fours(shapes), sampling)
+    else:
+        if images is None:
+            boxes, images = boxes.flatten(0, 1), _images(boxes, counts)
+        planes = _host.roi_align_backward(grad, features, boxes, images, _in_fours(shapes), sampling)
     return [plane.permute(0, 3, 1, 2) for plane in planes]
 
 
@@ -161,13 +182,14 @@ def _(
     grad: Tensor,
     features: Sequence[Tensor],
     boxes: Tensor,
-    images: Tensor,
+    images: Tensor | None,
     shapes: Sequence[int],
     scales: Sequence[float],
     thresholds: Sequence[float],
     sampling_ratio: int,
     aligned: bool,
     mode: str,
+    counts: Tensor | None = None,
 ) -> list[Tensor]:
     return [grad.new_empty(n, h, w, c).permute(0, 3, 1, 2) for n, c, h, w in _in_fours(shapes)]
 
@@ -177,7 +199,11 @@ def _roi_pool(
     input: Tensor, boxes: Tensor, images: Tensor, scale: float, output_size: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
     _check_images(images, input)
-    return _host.roi_pool(input, boxes, images, scale, output_size)
+    if use_triton(input.device):
+        from .gpu.roi_pool import roi_pool as run
+    else:
+        run = _host.roi_pool
+    return run(input, boxes, images, scale, output_size)
 
 
 @_roi_pool.register_fake
@@ -188,7 +214,12 @@ def _(input: Tensor, boxes: Tensor, images: Tensor, scale: float, output_size: S
 
 @torch.library.custom_op("trimask::roi_pool_backward", mutates_args=())
 def _roi_pool_backward(grad: Tensor, argmax: Tensor, shape: Sequence[int]) -> Tensor:
-    return _host.roi_pool_backward(grad, argmax, shape).permute(0, 3, 1, 2)
+    # Torch's scatter is deterministic when asked; Triton's atomic sums are not.
+    if use_triton(grad.device) and not torch.are_deterministic_algorithms_enabled():
+        from .gpu.roi_pool import roi_pool_backward as run
+    else:
+        run = _host.roi_pool_backward
+    return run(grad, argmax, shape).permute(0, 3, 1, 2)
 
 
 @_roi_pool_backward.register_fake
@@ -229,14 +260,15 @@ def _pyramid_gradient(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     grads = _roi_align_backward(
         grad.flatten(0, 1),
         features,
-        boxes.flatten(0, 1),
-        _images(boxes, counts),
+        boxes,
+        None,
         ctx.shapes,
         ctx.scales,
         ctx.thresholds,
         ctx.sampling_ratio,
         ctx.aligned,
         ctx.mode,
+        counts,
     )
     return grads, *[None] * 8
 

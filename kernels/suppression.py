@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from .cpu import suppression as _host
+from .dispatch import use_triton
 
 __all__ = ["batched_nms", "nms", "segmented_nms"]
 
@@ -35,7 +36,11 @@ def _segmented_nms(
     score_threshold: float | None = None,
     counts: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    return _host.segmented_nms(boxes, scores, iou_threshold, max_keep, labels, score_threshold, counts)
+    if use_triton(boxes.device):
+        from .gpu.suppression import segmented_nms as run
+    else:
+        run = _host.segmented_nms
+    return run(boxes, scores, iou_threshold, max_keep, labels, score_threshold, counts)
 
 
 @_segmented_nms.register_fake

@@ -4,12 +4,15 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from models import small_model
+from trimask import Predictor
 from trimask.cli import main
 from trimask.engine.model.checkpoints import save
 
@@ -154,15 +157,125 @@ def test_convert_reports_and_its_output_needs_no_options(
     assert "again.safetensors" in capsys.readouterr().out
 
 
-def test_info(capsys: pytest.CaptureFixture[str]) -> None:
+def facts(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
     assert run("info", "--json") == 0
-    facts = json.loads(capsys.readouterr().out)
-    assert facts["kernels"] == "plain torch"
-    assert {model["name"] for model in facts["models"]} >= {"detectron2/mask_rcnn_R_50_FPN_3x"}
+    return json.loads(capsys.readouterr().out)
+
+
+def test_info(capsys: pytest.CaptureFixture[str]) -> None:
+    found = facts(capsys)
+    if not torch.cuda.is_available():
+        assert found["kernels"] == "plain torch"
+    assert {model["name"] for model in found["models"]} >= {"detectron2/mask_rcnn_R_50_FPN_3x"}
     assert run("info", "--models") == 0
     printed = capsys.readouterr().out
     assert "torchvision/maskrcnn_resnet50_fpn_v2" in printed
     assert "C4" in printed
+
+
+@pytest.mark.parametrize(
+    ("variable", "cuda", "triton", "kernels", "why"),
+    [
+        ("", False, "3.7.1", "plain torch", "no CUDA device"),
+        ("torch", False, "3.7.1", "plain torch", "TRIMASK_KERNELS=torch"),
+        ("torch", True, "3.7.1", "plain torch", "TRIMASK_KERNELS=torch"),
+        ("triton", False, "3.7.1", "Triton 3.7.1", "TRIMASK_KERNELS=triton"),
+        ("auto", True, "3.7.1", "Triton 3.7.1", "a GPU and triton"),
+        ("", True, None, "plain torch", "triton is not installed"),
+    ],
+)
+def test_info_says_which_kernels_run_and_why(
+    variable: str,
+    cuda: bool,
+    triton: str | None,
+    kernels: str,
+    why: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TRIMASK_KERNELS", variable)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    monkeypatch.setattr("trimask.kernels.dispatch._has_triton", lambda: triton is not None)
+    monkeypatch.setattr("trimask.cli._version", lambda name: triton if name == "triton" else "1.0")
+    found = facts(capsys)
+    assert (found["kernels"], found["kernels because"]) == (kernels, why)
+    assert run("info") == 0
+    assert f"{kernels} ({why})" in capsys.readouterr().out
+
+
+def test_info_finds_the_compiler_that_triton_takes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("TRIMASK_KERNELS", "triton")
+    monkeypatch.delenv("CC", raising=False)
+    assert facts(capsys)["C compiler"] is None
+    run("info")
+    assert "install gcc or clang, or set CC" in capsys.readouterr().out
+    for name in ("clang", "gcc", "mine"):
+        (tmp_path / name).write_text("")
+        (tmp_path / name).chmod(0o755)
+        monkeypatch.setenv("CC", "mine" if name == "mine" else "")
+        assert facts(capsys)["C compiler"] == str(tmp_path / name)
+    monkeypatch.setenv("CC", "missing")
+    assert facts(capsys)["C compiler"] is None
+
+
+def test_info_measures_the_kernel_cache(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TRITON_CACHE_DIR", raising=False)
+    monkeypatch.setenv("TRITON_HOME", str(tmp_path))
+    cache = tmp_path / ".triton" / "cache"
+    assert (facts(capsys)["kernel cache"], facts(capsys)["kernel cache bytes"]) == (str(cache), 0)
+    (cache / "hash").mkdir(parents=True)
+    (cache / "hash" / "kernel.cubin").write_bytes(b"12345")
+    assert facts(capsys)["kernel cache bytes"] == 5
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "other"))
+    assert facts(capsys)["kernel cache"] == str(tmp_path / "other")
+
+
+def test_warmup_runs_the_model_in_every_size(
+    weights: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes = []
+    monkeypatch.setattr(Predictor, "warmup", lambda self, size, batch: shapes.append((size, batch)) or 1.0)
+    arguments = ["--device", "cpu", "--size", 60, 80, "--size", 90, 70, "--batch", 1, 3]
+    assert run("warmup", weights, *arguments) == 0
+    assert shapes == [((60, 80), 1), ((60, 80), 3), ((90, 70), 1), ((90, 70), 3)]
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[1] == "2/4  3 pictures of 60 x 80  1.0 s"
+    assert "nothing to compile" in printed[-1]
+
+
+def test_warmup_reports_what_was_compiled(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def compiles(self: Predictor, size: tuple[int, int], batch: int) -> float:
+        assert (size, batch) == ((480, 640), 1)
+        (tmp_path / "kernel.cubin").write_bytes(bytes(2_000_000))
+        return 3.0
+
+    monkeypatch.setattr(Predictor, "warmup", compiles)
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("TRIMASK_KERNELS", "triton")
+    (tmp_path / "old").write_bytes(bytes(5_000_000))
+    assert run("warmup", weights, "--device", "cpu") == 0
+    assert f"ready in 3.0 s; {tmp_path} grew by 2.0 MB" in capsys.readouterr().out
+
+
+def test_warmup_of_a_broken_model_fails(
+    weights: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("no kernel image")
+
+    monkeypatch.setattr("trimask.engine.inference.predictor.make_batch", broken)
+    assert run("warmup", weights, "--device", "cpu", "--size", 20, 30) == 1
+    assert capsys.readouterr().err == "trimask: no kernel image\n"
+    assert run("warmup", weights, "--device", "cpu", "--size", 20, 0) == 1
+    assert "size, batch_size: expected at least 1" in capsys.readouterr().err
 
 
 def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

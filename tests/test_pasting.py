@@ -1,5 +1,6 @@
 """Pasted masks against float64 maths, torchvision, and the grid_sample form of Detectron2's rule."""
 
+import os
 import subprocess
 import sys
 import tracemalloc
@@ -15,10 +16,25 @@ from torch import Tensor
 
 from trimask.kernels.cpu import masks as host
 from trimask.kernels.paste_rule import PasteRule
-from trimask.kernels.pasting import paste_masks
+from trimask.kernels.pasting import mask_probabilities, paste_masks
 from trimask.kernels.reference import masks as reference
 
-from .tolerances import paste_tie
+from .backends import BACKENDS, use_backend
+from .tolerances import EPS, paste_tie
+
+TILES = {"_ROWS": 64, "_COLUMNS": 128, "_PACKED_ROWS": 64, "_PACKED_BYTES": 16, "_CLEARED": 1 << 14}
+
+
+@pytest.fixture(autouse=True, params=BACKENDS)
+def _backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("mask_probabilities", "paste_masks")
+    use_backend(request.param, monkeypatch, request.module, names, {"pasting": TILES})
+
+
+def fewer(cases: tuple[int, ...]) -> tuple[int, ...]:
+    """All of them, but the first half in the interpreter, which is slow."""
+    return cases[: len(cases) // 2] if os.environ.get("TRIMASK_KERNELS") == "triton" else cases
+
 
 RULES = {
     "torchvision": PasteRule.TORCHVISION,
@@ -204,6 +220,7 @@ def test_probabilities_that_are_none_count_as_zero(rng: torch.Generator, rule: P
     assert not paste_masks(torch.full((1, 28, 28), value), boxes[:1], (40, 50), rule=rule).any()
 
 
+@pytest.mark.host
 @pytest.mark.parametrize("packed", [False, True])
 def test_huge_boxes_take_no_more_than_the_picture(packed: bool) -> None:
     boxes = np.array([[-1e9, -1e9, 1e9, 1e9], [-5e4, 0, 5e4, 9e4]], np.float32)
@@ -237,6 +254,38 @@ def test_neither_neighbours_nor_bands_matter(
     for band in (1, 200):
         monkeypatch.setattr(host, "_BAND", band)
         assert torch.equal(paste_masks(probabilities, boxes, (64, 80), rule=rule), together)
+
+
+@pytest.fixture
+def _filled_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """New memory holds ones, so that what nobody writes shows."""
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *shape, **options: empty(*shape, **options).fill_(1))
+
+
+SIDES = [1, 7, 8, 31, 32, 33, 127, 129]
+
+
+@pytest.mark.usefixtures("_filled_memory")
+@pytest.mark.parametrize("tiles", [(4, 16, 4, 2, 16), (64, 128, 64, 16, 1 << 14)], ids=["small", "large"])
+@pytest.mark.parametrize("width", SIDES)
+def test_every_byte_is_written(
+    rng: torch.Generator, monkeypatch: pytest.MonkeyPatch, width: int, tiles: tuple[int, ...]
+) -> None:
+    """Rows that begin anywhere in 16 bytes, tiles that end in and beside the box, and pictures of no box at all."""
+    gpu = pytest.importorskip("trimask.kernels.gpu.pasting")
+    for constant, value in zip(TILES, tiles, strict=True):
+        monkeypatch.setattr(gpu, constant, value)
+    size = (11, width)
+    boxes = torch.tensor([(-3, -3, width + 3, 14), (width / 3, 4.5, width / 3 + 6, 9), (width + 9, 0, width + 20, 11)])
+    probabilities = smooth_masks(rng, 3).double()
+    probabilities[0] = 1
+    boxes = boxes.double()
+    expected = reference.paste_masks(probabilities, boxes, size, rule=PasteRule.DETECTRON2)
+    assert expected[0].all()
+    assert torch.equal(paste_masks(probabilities, boxes, size, rule=PasteRule.DETECTRON2), expected)
+    packed = paste_masks(probabilities, boxes, size, rule=PasteRule.DETECTRON2, packed=True)
+    np.testing.assert_array_equal(packed.numpy(), np.packbits(expected.numpy(), axis=2, bitorder="little"))
 
 
 @both_rules
@@ -281,12 +330,14 @@ def test_what_does_not_fit_is_named(probabilities: Tensor, boxes: Tensor, size: 
         paste_masks(probabilities, boxes, size, rule=PasteRule.DETECTRON2)
 
 
+@pytest.mark.host
 @pytest.mark.parametrize("values", [{"padding": -1}, {"threshold": 0}, {"threshold": 1.5}, {"threshold": float("nan")}])
 def test_rules_that_mean_nothing_are_refused(values: dict) -> None:
     with pytest.raises(ValueError, match=f"^{next(iter(values))}: expected"):
         PasteRule(**{"padding": 0, "integer_boxes": False, **values})
 
 
+@pytest.mark.host
 def test_host_side_needs_no_torch() -> None:
     code = "import sys, trimask.kernels.cpu.masks; assert 'numpy' in sys.modules and 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -311,7 +362,7 @@ def test_compiles_and_exports(rng: torch.Generator, rule: PasteRule) -> None:
     example = (smooth_masks(rng, 5), random_boxes(rng, 5, (60, 70)))
     exported = torch.export.export(Paste(), example, dynamic_shapes=({0: count}, {0: count})).module()
     compiled = torch.compile(Paste(), fullgraph=True, backend="aot_eager", dynamic=True)
-    for masks in (0, 1, 5, 9):
+    for masks in fewer((0, 1, 5, 9)):
         inputs = (smooth_masks(rng, masks), random_boxes(rng, masks, (60, 70)))
         expected = Paste()(*inputs)
         assert torch.equal(compiled(*inputs), expected)
@@ -321,6 +372,7 @@ def test_compiles_and_exports(rng: torch.Generator, rule: PasteRule) -> None:
 EXTREMES = [float("nan"), float("inf"), float("-inf"), 0.0, 1e-45, 3.4e38, -3.4e38, 1e38, 1e9, 5.0, 7.5, -3.0]
 
 
+@pytest.mark.host
 @every_rule
 def test_extreme_coordinates_neither_fail_nor_warn(np_rng: np.random.Generator, rule: PasteRule) -> None:
     boxes = np_rng.choice(np.array(EXTREMES, np.float32), (3000, 4))
@@ -329,6 +381,7 @@ def test_extreme_coordinates_neither_fail_nor_warn(np_rng: np.random.Generator, 
     assert not masks[~np.isfinite(boxes).all(1)].any()
 
 
+@pytest.mark.host
 @settings(deadline=None, max_examples=200)
 @given(
     st.lists(st.tuples(*[st.floats(width=32) | st.floats(-20, 60, width=32)] * 4), max_size=4),
@@ -346,3 +399,87 @@ def test_any_box_stays_inside_itself_and_the_picture(boxes: list, size: tuple[in
         dy = cells * (y2 - y1) / 4 + 2 + 1e-6 * max(abs(y1), abs(y2))
         outside = (x < x1 - dx) | (x > x2 + dx) | (y < y1 - dy) | (y > y2 + dy)
         assert not (mask & outside).any()
+
+
+def chosen(logits: Tensor, labels: Tensor) -> Tensor:
+    return torch.stack([mask[label] for mask, label in zip(logits, labels.tolist(), strict=True)])
+
+
+# A probability is at most 1, and its exponential, sum and quotient are off by an ulp or two each.
+PROBABILITY = {dtype: 4 * EPS[dtype] for dtype in (torch.float32, torch.float64)}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(("classes", "cells"), [(1, 28), (5, 14), (3, 1), (2, 40)])
+def test_mask_probabilities(rng: torch.Generator, dtype: torch.dtype, classes: int, cells: int) -> None:
+    logits = (4 * torch.randn(4, classes, cells, cells, generator=rng)).to(dtype)
+    labels = torch.randint(classes, (4,), generator=rng)
+    expected = 1 / (1 + (-chosen(logits, labels).double()).exp())
+    computed = torch.float64 if dtype == torch.float64 else torch.float32
+    tolerance = {"rtol": 0, "atol": PROBABILITY[computed]}
+    mine = mask_probabilities(logits, labels)
+    assert mine.dtype == computed
+    torch.testing.assert_close(mine.double(), expected, **tolerance)
+    strided = logits.to(memory_format=torch.channels_last)
+    assert torch.equal(mask_probabilities(strided, labels.int()), mine)
+    assert torch.equal(mask_probabilities(chosen(logits, labels)), mine)
+    assert torch.equal(mask_probabilities(chosen(logits, labels).transpose(1, 2)), mine.transpose(1, 2))
+
+
+def test_probabilities_of_extreme_logits() -> None:
+    logits = torch.tensor([0.0, float("inf"), float("-inf"), float("nan"), 200, -200, 3e38, -3e38, 0]).reshape(1, 3, 3)
+    expected = torch.tensor([0.5, 1, 0, float("nan"), 1, 0, 1, 0, 0.5]).reshape(1, 3, 3)
+    torch.testing.assert_close(mask_probabilities(logits), expected, rtol=0, atol=1e-38, equal_nan=True)
+
+
+def test_probabilities_of_no_masks_and_of_unknown_labels(rng: torch.Generator) -> None:
+    assert mask_probabilities(torch.empty(0, 28, 28)).shape == (0, 28, 28)
+    assert mask_probabilities(torch.empty(0, 3, 28, 28), torch.empty(0, dtype=torch.int64)).shape == (0, 28, 28)
+    logits, labels = torch.randn(5, 3, 4, 4, generator=rng), torch.tensor([1, -1, 3, 2**40, 0])
+    if os.environ.get("TRIMASK_KERNELS") == "torch":
+        with pytest.raises(ValueError, match=r"^labels: expected classes of 0 to 2, got \[-1, 3, 1099511627776\]"):
+            mask_probabilities(logits, labels)
+    else:
+        mine = mask_probabilities(logits, labels)
+        assert not mine[1:4].any()
+        assert torch.equal(mine[[0, 4]], mask_probabilities(logits[[0, 4]], labels[[0, 4]]))
+
+
+@pytest.mark.parametrize(
+    ("logits", "labels", "message"),
+    [
+        (torch.ones(2, 3, 4, 4), None, "logits"),
+        (torch.ones(2, 4, 4), torch.zeros(2, dtype=torch.int64), "logits"),
+        (torch.ones(2, 4, 5), None, "logits"),
+        (torch.ones(2, 4, 4, dtype=torch.int64), None, "logits"),
+        (torch.ones(2, 3, 4, 4), torch.zeros(3, dtype=torch.int64), "labels"),
+        (torch.ones(2, 3, 4, 4), torch.zeros(2), "labels"),
+        (torch.ones(2, 3, 4, 4), torch.zeros(2, dtype=torch.int64, device="meta"), "labels"),
+    ],
+)
+def test_logits_that_do_not_fit_are_named(logits: Tensor, labels: Tensor | None, message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}: expected"):
+        mask_probabilities(logits, labels)
+
+
+def test_opcheck_of_mask_probabilities(rng: torch.Generator) -> None:
+    logits = torch.randn(3, 2, 6, 6, generator=rng)
+    for dtype in (torch.float16, torch.float32, torch.float64):
+        labels = torch.tensor([0, 1, 1])
+        torch.library.opcheck(torch.ops.trimask.mask_probabilities, (logits.to(dtype), labels))
+        torch.library.opcheck(torch.ops.trimask.mask_probabilities, (logits[:, :1].to(dtype), None))
+
+
+@pytest.mark.gpu
+def test_offsets_beyond_2_31(rng: torch.Generator) -> None:
+    """2.2 GB of pixels: the last mask is what it is alone."""
+    probabilities, boxes = (
+        smooth_masks(rng, 1).expand(2100, 28, 28),
+        torch.tensor([[9.0, 9, 900, 1000]]).expand(2100, 4),
+    )
+    mask = paste_masks(probabilities[:1].cuda(), boxes[:1].cuda(), (1024, 1024), rule=PasteRule.DETECTRON2)[0]
+    assert mask.any()
+    for packed in (False, True):
+        masks = paste_masks(probabilities, boxes, (1024, 1024), rule=PasteRule.DETECTRON2, packed=packed)
+        assert torch.equal(masks[-1], masks[0])
+    assert torch.equal(masks[-1].cpu(), torch.from_numpy(np.packbits(mask.cpu().numpy(), axis=1, bitorder="little")))

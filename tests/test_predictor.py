@@ -242,3 +242,16 @@ def test_the_bundled_model_loads_by_default_and_without_a_warning() -> None:
 def test_unknown_weights_are_named() -> None:
     with pytest.raises(ValueError, match="peple"):
         trimask.load("peple")
+
+
+def test_warmup_predicts_blank_pictures(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
+    batches = []
+    monkeypatch.setattr(predictor, "graph", lambda image, sizes, originals, **_: batches.append(originals) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):  # what the model raises
+        predictor.warmup((30, 40), 2)
+    assert batches[0].tolist() == [[30, 40], [30, 40]]
+    monkeypatch.undo()
+    assert predictor.warmup((30, 40), 2) > 0
+    for size, batch in (((0, 40), 1), ((30, 40), 0)):
+        with pytest.raises(ValueError, match="expected at least 1"):
+            predictor.warmup(size, batch)

@@ -1,5 +1,6 @@
 """COCO run lengths against pycocotools, runs counted one by one, and the masks that they come from."""
 
+import os
 import tracemalloc
 
 import numpy as np
@@ -15,6 +16,29 @@ from trimask.kernels.pasting import paste_masks
 from trimask.kernels.reference import masks as reference
 from trimask.kernels.rle import masks_to_rle
 
+from .backends import BACKENDS, use_backend
+
+TILES = {
+    "pasting": {"_ROWS": 64, "_COLUMNS": 128, "_CLEARED": 1 << 14},
+    "rle": {"_PROGRAMS": 1, "_LANES": 128, "_ROWS": 32},
+}
+
+
+@pytest.fixture(autouse=True, params=BACKENDS)
+def _backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_backend(request.param, monkeypatch, request.module, ("masks_to_rle", "paste_masks"), TILES)
+
+
+def fewer(cases: tuple[int, ...]) -> tuple[int, ...]:
+    """All of them, but the first half in the interpreter, which is slow."""
+    return cases[: len(cases) // 2] if os.environ.get("TRIMASK_KERNELS") == "triton" else cases
+
+
+RULES = {
+    "tv": PasteRule.TORCHVISION,
+    "d2": PasteRule.DETECTRON2,
+    "other": PasteRule(padding=2, integer_boxes=False, threshold=0.3, inclusive=False),
+}
 both_rules = pytest.mark.parametrize("rule", [PasteRule.TORCHVISION, PasteRule.DETECTRON2], ids=["tv", "d2"])
 
 SHAPES = [
@@ -60,6 +84,7 @@ def mask_case(rng: torch.Generator, count: int, size: tuple[int, int]) -> tuple[
     return probabilities, boxes
 
 
+@pytest.mark.host
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (9, 1), (7, 12), (40, 33)], ids=str)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_equals_pycocotools(np_rng: np.random.Generator, shape: str, size: tuple[int, int]) -> None:
@@ -75,6 +100,7 @@ def test_equals_pycocotools(np_rng: np.random.Generator, shape: str, size: tuple
     np.testing.assert_array_equal(host.mask_of_runs(counts, size), mask)
 
 
+@pytest.mark.host
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools' own
 @both_rules
 @pytest.mark.parametrize("size", [(1, 60), (60, 1), (48, 66)], ids=str)
@@ -90,6 +116,100 @@ def test_pasted_masks_equal_pycocotools(rng: torch.Generator, rule: PasteRule, s
         np.testing.assert_array_equal(coco.decode(expected), mask)
 
 
+def counts_of(runs: Tensor, lengths: Tensor) -> list[list[int]]:
+    """Without the padding, which must be zeros."""
+    assert not any(row[length:].any() for row, length in zip(runs, lengths.tolist(), strict=True))
+    return [row[:length].tolist() for row, length in zip(runs, lengths.tolist(), strict=True)]
+
+
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+@pytest.mark.parametrize("size", [(1, 60), (60, 1), (48, 66)], ids=str)
+def test_runs_equal_pycocotools(rng: torch.Generator, rule: PasteRule, size: tuple[int, int]) -> None:
+    coco = pytest.importorskip("pycocotools.mask")
+    probabilities, boxes = mask_case(rng, 9, size)
+    probabilities[1], probabilities[2] = torch.rand(2, 28, 28, generator=rng)  # a column changes many times
+    masks = paste_masks(probabilities, boxes, size, rule=rule).numpy()
+    assert masks.all(1).any()  # a column of ones from top to bottom
+    runs = counts_of(*masks_to_rle(probabilities, boxes, size, rule=rule, capacity=2000))
+    for mask, counts in zip(masks, runs, strict=True):
+        assert host.encode_runs(counts).encode() == coco.encode(np.asfortranarray(mask.view(np.uint8)))["counts"]
+
+
+TILINGS = {  # programs, lanes, rows at a time, rows of a piece
+    "pieces": (16, 16, 8, 8),
+    "columns": (4, 32, 4, 1 << 10),
+    "shared": (1, 16, 32, 16),  # several columns a lane
+    "both": (8, 8, 16, 16),
+}
+
+
+@pytest.mark.parametrize("tiling", TILINGS.values(), ids=TILINGS)
+def test_any_division_of_the_work_gives_the_same(
+    rng: torch.Generator, monkeypatch: pytest.MonkeyPatch, tiling: tuple[int, ...]
+) -> None:
+    """Noise, in boxes as high as the picture, as wide, at its corners, inside it and around it."""
+    gpu = pytest.importorskip("trimask.kernels.gpu.rle")
+    for constant, value in zip(("_PROGRAMS", "_LANES", "_ROWS", "_PIECE"), tiling, strict=True):
+        monkeypatch.setattr(gpu, constant, value)
+    corners = [(-9, -9, 50, 40), (9, -5, 30, 40), (9, 9, 21, 60), (12, -9, 27, 20), (-5, 3, 60, 30), (25, 20, 60, 60)]
+    boxes, size = torch.tensor(corners).float(), (37, 41)
+    probabilities = torch.rand(len(boxes), 28, 28, generator=rng)
+    probabilities[-1] = 1
+    runs = masks_to_rle(probabilities, boxes, size, rule=PasteRule.DETECTRON2, capacity=1000)
+    masks = paste_masks(probabilities, boxes, size, rule=PasteRule.DETECTRON2)
+    assert masks[0, 0, 1:].any()
+    assert masks[0, -1, :-1].any()
+    assert masks[-1, -1, -1]
+    assert counts_of(*runs) == [reference.mask_runs(mask) for mask in masks]
+
+
+@both_rules
+def test_each_mask_of_a_batch_has_its_own_picture(rng: torch.Generator, rule: PasteRule) -> None:
+    probabilities, boxes = mask_case(rng, 9, (48, 66))
+    sizes = [(48, 66), (66, 48), (20, 20), (0, 5), (5, 0), (1, 1), (100, 90), (48, 66), (7, 300)]
+    options = {"rule": rule, "capacity": 700}
+    runs = counts_of(*masks_to_rle(probabilities, boxes, torch.tensor(sizes), **options))
+    assert runs[3] == runs[4] == [0]
+    for n, size in enumerate(sizes):
+        if min(size):
+            mask = paste_masks(probabilities[n : n + 1], boxes[n : n + 1], size, rule=rule)[0]
+            assert runs[n] == reference.mask_runs(mask)
+
+
+@both_rules
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+def test_runs_in_any_precision(rng: torch.Generator, rule: PasteRule, dtype: torch.dtype) -> None:
+    probabilities, boxes = mask_case(rng, 4, (40, 50))
+    probabilities[2, 3:5] = float("nan")
+    probabilities, boxes = probabilities.to(dtype), boxes.to(dtype)
+    runs = counts_of(*masks_to_rle(probabilities, boxes, (40, 50), rule=rule, capacity=400))
+    assert runs == [reference.mask_runs(mask) for mask in paste_masks(probabilities, boxes, (40, 50), rule=rule)]
+
+
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+def test_boxes_that_are_none_or_everything(rule: PasteRule) -> None:
+    boxes = torch.tensor([(9, 9, 2, 2), (float("nan"), 0, 5, 5), (90, 9, 95, 20), (-1e9, -1e9, 1e9, 1e9)])
+    runs = masks_to_rle(torch.ones(4, 28, 28), boxes, (48, 66), rule=rule, capacity=3)
+    assert counts_of(*runs) == [[48 * 66]] * 3 + [[0, 48 * 66]]
+    runs = masks_to_rle(torch.ones(4, 28, 28), boxes, (0, 66), rule=rule, capacity=3)
+    assert counts_of(*runs) == [[0]] * 4
+
+
+def test_pictures_that_only_a_tensor_shows_to_be_too_large() -> None:
+    """On a GPU nobody reads their sizes; there is no run then, while an empty picture has one of 0."""
+    sizes = torch.tensor(
+        [(9, 9), (2**16, 2**15), (2**40, 2**40), (-1, 9), (9, -1), (-9, -9), (2**40, 0), (2, 2**30 - 1)]
+    )
+    inputs = torch.ones(8, 2, 2), torch.tensor([(0.0, 0, 1e30, 1e30)] * 8), sizes
+    options = {"rule": PasteRule.TORCHVISION, "capacity": 4}
+    if os.environ.get("TRIMASK_KERNELS") == "torch":
+        with pytest.raises(ValueError, match="sizes: expected pictures of fewer than"):
+            masks_to_rle(*inputs, **options)
+    else:
+        assert counts_of(*masks_to_rle(*inputs, **options)) == [[0, 81], [], [], [], [], [], [0]]
+
+
+@pytest.mark.host
 @both_rules
 def test_each_mask_has_its_own_picture(rng: torch.Generator, rule: PasteRule) -> None:
     probabilities, boxes = (part.numpy() for part in mask_case(rng, 9, (48, 66)))
@@ -101,6 +221,7 @@ def test_each_mask_has_its_own_picture(rng: torch.Generator, rule: PasteRule) ->
         np.testing.assert_array_equal(runs[n], host.runs_of_mask(mask))
 
 
+@pytest.mark.host
 @both_rules
 def test_boxes_that_are_none_and_empty_pictures(rule: PasteRule) -> None:
     boxes = np.array([(9, 9, 2, 2), (np.nan, 0, 5, 5), (70, 9, 90, 20), (-1e9, -1e9, 1e9, 1e9)], np.float32)
@@ -112,6 +233,7 @@ def test_boxes_that_are_none_and_empty_pictures(rule: PasteRule) -> None:
     )
 
 
+@pytest.mark.host
 def test_no_dense_masks_are_made() -> None:
     size, count = (3000, 4000), 40
     boxes = np.tile(np.array([[1000, 1000, 1040, 1040]], np.float32), (count, 1))
@@ -123,6 +245,7 @@ def test_no_dense_masks_are_made() -> None:
     assert peak < size[0] * size[1]
 
 
+@pytest.mark.host
 @settings(deadline=None, max_examples=200)
 @given(st.lists(st.integers(0, 40) | st.integers(0, 2**24 - 1), max_size=30))
 def test_strings_of_any_counts(counts: list[int]) -> None:
@@ -133,12 +256,14 @@ def test_strings_of_any_counts(counts: list[int]) -> None:
     assert coco.frPyObjects({"counts": counts, "size": [1, 1]}, 1, 1)["counts"] == string.encode()
 
 
+@pytest.mark.host
 @pytest.mark.parametrize("top", [2**29, 2**31, 2**45])
 def test_strings_of_huge_counts(np_rng: np.random.Generator, top: int) -> None:
     counts = np_rng.integers(0, top, 200)
     np.testing.assert_array_equal(host.decode_runs(host.encode_runs(counts)), counts)
 
 
+@pytest.mark.host
 @settings(deadline=None, max_examples=200)
 @given(st.integers(0, 9), st.integers(0, 9), st.data())
 def test_round_trip_of_any_mask(height: int, width: int, data: st.DataObject) -> None:
@@ -157,12 +282,14 @@ def test_round_trip_of_any_mask(height: int, width: int, data: st.DataObject) ->
         assert y + h > rows[-1]
 
 
+@pytest.mark.host
 @pytest.mark.parametrize("string", ["P", "0P", "o" * 20 + "0", "\x7f", " ", "é", "O"], ids=repr)
 def test_strings_that_no_counts_give(string: str) -> None:
     with pytest.raises(ValueError, match="string: expected"):
         host.decode_runs(string)
 
 
+@pytest.mark.host
 @pytest.mark.parametrize("counts", [[5], [7], [9, -3], []])
 def test_counts_that_do_not_fit(counts: list[int]) -> None:
     with pytest.raises(ValueError, match="counts: expected"):
@@ -221,6 +348,7 @@ def test_opcheck(rng: torch.Generator, rule: PasteRule) -> None:
     sizes = torch.tensor([[20, 30], [30, 20], [9, 9]])
     arguments = (rule.padding, rule.integer_boxes, rule.threshold, rule.inclusive, 50)
     torch.library.opcheck(torch.ops.trimask.masks_to_rle, (*mask_case(rng, 3, (20, 30)), sizes, *arguments))
+    torch.library.opcheck(torch.ops.trimask.masks_to_rle, (*mask_case(rng, 3, (20, 30)), None, *arguments, 20, 30))
 
 
 @both_rules
@@ -234,13 +362,14 @@ def test_compiles_and_exports(rng: torch.Generator, rule: PasteRule) -> None:
         Runs(), mask_case(rng, 5, (60, 70)), dynamic_shapes=({0: count}, {0: count})
     ).module()
     compiled = torch.compile(Runs(), fullgraph=True, backend="aot_eager", dynamic=True)
-    for masks in (0, 1, 5, 9):
+    for masks in fewer((0, 1, 5, 9)):
         inputs = mask_case(rng, masks, (60, 70))
         expected = Runs()(*inputs)
         for outputs in (compiled(*inputs), exported(*inputs)):
             assert all(torch.equal(a, b) for a, b in zip(outputs, expected, strict=True))
 
 
+@pytest.mark.host
 def test_run_lengths_whose_sum_wraps_are_refused() -> None:
     string = host.encode_runs([2**58] * 64 + [12])
     for counts in ([2**62] * 4 + [12], host.decode_runs(string)):

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from backends import BACKENDS, use_backend
 from tolerances import roi_align_error
 from trimask.kernels.cpu import roi_pooling as host
 from trimask.kernels.reference import roi_pooling as reference
@@ -27,6 +28,12 @@ LAYOUTS = {
     "permuted": lambda x: x.permute(3, 2, 0, 1).contiguous().permute(2, 3, 1, 0),
 }
 CASES = [(aligned, ratio) for aligned in (False, True) for ratio in (-1, 1, 2, 3)]
+TILES = {"roi_align": {"_BINS": 64}, "roi_align_backward": {"_BINS": 512, "_ROUNDED": 1 << 16}}
+
+
+@pytest.fixture(autouse=True, params=BACKENDS)
+def _backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_backend(request.param, monkeypatch, request.module, ("roi_align", "pyramid_roi_align", "roi_pool"), TILES)
 
 
 def random_boxes(rng: torch.Generator, count: int, width: float, height: float, images: int = 1) -> Tensor:

@@ -55,3 +55,20 @@ WINOGRAD = 2e-6
 
 # A loss of torchvision's, relative: the same terms, summed in another order over features that agree to rounding.
 LOSS = 1e-5
+
+
+def decoded_box(dtype: torch.dtype, largest: float) -> float:
+    """A decoded coordinate against float64, where nothing on the way to it exceeds `largest`.
+
+    Five roundings by half an eps each, and an exponential that may be an ulp off.
+    """
+    return 4 * EPS[dtype] * largest
+
+
+def resized_level(longest: int) -> float:
+    """A bilinear level of 0..255 by two programs in float32, of pictures with sides up to `longest`.
+
+    A coordinate is rounded three times, by half an eps of up to `longest`, in each program and on each axis; a level
+    changes by at most 255 from a pixel to the next. The weighted sum adds a few roundings of 255.
+    """
+    return (2 * 2 * 1.5 * longest + 8) * EPS[torch.float32] * 255

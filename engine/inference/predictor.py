@@ -109,6 +109,25 @@ class Predictor:
 
     __call__ = predict
 
+    def warmup(self, size: tuple[int, int] = (480, 640), batch_size: int = 1) -> float:
+        """Predict blank pictures, so that the first real ones wait for no compilation.
+
+        Args:
+            size: height and width of the pictures.
+            batch_size: pictures at a time.
+
+        Returns:
+            Seconds that it took.
+
+        Raises:
+            ValueError: a size or number below 1.
+        """
+        if min(*size, batch_size) < 1:
+            raise ValueError(f"size, batch_size: expected at least 1, got {tuple(size)} and {batch_size}")
+        start = time.perf_counter()
+        self.predict([np.zeros((*size, 3), np.uint8)] * batch_size, batch_size=batch_size)
+        return time.perf_counter() - start
+
     def _stream(
         self, items: Iterator[Any], batch_size: int, limits: DetectionConfig, channel_order: str
     ) -> Iterator[Result]:

@@ -2,11 +2,11 @@
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
+from ...kernels import preprocess
+from ...kernels.dispatch import use_triton
 from ..model.config import InputConfig, ResizeConfig
 from .resize import padded_size, resized_size
 
@@ -19,16 +19,8 @@ def resize_picture(picture: NDArray[np.uint8], config: ResizeConfig) -> Tensor:
     torchvision resizes floats without antialiasing; Detectron2 lets PIL resize the uint8 picture; OpenCV's resize
     (MMDetection) is bilinear without antialiasing, rounded to whole levels.
     """
-    height, width = resized_size(picture.shape[:2], config)
-    if config.antialias and config.quantize and picture.shape[:2] != (height, width):
-        picture = np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BILINEAR))
-    # A copy where the array is read-only: torch could write through it.
-    source = torch.from_numpy(picture if picture.flags.writeable else picture.copy())
-    x = source.permute(2, 0, 1)[None].float()
-    if x.shape[-2:] != (height, width):
-        x = F.interpolate(x, (height, width), mode="bilinear", align_corners=False, antialias=config.antialias)
-        x = x.round_().clamp_(0, 255) if config.quantize else x
-    return x[0]
+    size = resized_size(picture.shape[:2], config)
+    return _resize([picture], [size], size, config, torch.device("cpu"))[0]
 
 
 def make_batch(
@@ -42,11 +34,28 @@ def make_batch(
     Returns:
         float32 [B, 3, H, W] padded with zeros, in channels_last memory; int64 [B, 2] and [B, 2].
     """
-    resized = [resize_picture(picture, config.resize) for picture in pictures]
-    sizes = [(x.shape[1], x.shape[2]) for x in resized]
-    height, width = padded_size(sizes, config.size_divisible)
-    image = torch.zeros(len(resized), height, width, 3).permute(0, 3, 1, 2)
-    for target, x in zip(image, resized, strict=True):
-        target[:, : x.shape[1], : x.shape[2]] = x
     originals = [picture.shape[:2] for picture in pictures]
-    return image.to(device), torch.tensor(sizes, device=device), torch.tensor(originals, device=device)
+    sizes = [resized_size(size, config.resize) for size in originals]
+    image = _resize(pictures, sizes, padded_size(sizes, config.size_divisible), config.resize, device)
+    image_sizes, original_sizes = _send(torch.tensor([sizes, originals]), device)
+    return image, image_sizes, original_sizes
+
+
+def _resize(
+    pictures: list[NDArray[np.uint8]],
+    sizes: list[tuple[int, int]],
+    padded: tuple[int, int],
+    config: ResizeConfig,
+    device: torch.device,
+) -> Tensor:
+    # A copy where the array is read-only: torch could write through it.
+    sources = [torch.from_numpy(x if x.flags.writeable else x.copy()) for x in pictures]
+    if use_triton(device):  # else the host resizes, where PIL is
+        sources = [_send(source, device) for source in sources]
+    batch = preprocess(sources, sizes, padded, antialias=config.antialias, quantize=config.quantize)
+    return batch.to(device)
+
+
+def _send(x: Tensor, device: torch.device) -> Tensor:
+    """To a GPU without waiting for it, from memory that it reads by itself."""
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)

@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...kernels import segmented_nms
+from ...kernels import proposals, segmented_nms
 from . import boxes as B
 from .anchors import Anchors
 from .config import AnchorConfig, RPNConfig
+from .fpn import STRIDES
 from .layers import ConvNorm, relu
 
 __all__ = ["BOX_WEIGHTS", "RPN"]
@@ -62,18 +62,20 @@ class RPN(nn.Module):
             boxes float32 [B, post_nms, 4] by falling score, zeros beyond the count, and the count int64 [B].
         """
         config, batch = self.config, len(image_sizes)
-        level_boxes, level_scores = [], []
-        for level, (score, delta, size) in enumerate(zip(logits, deltas, feature_sizes, strict=True)):
-            best, index = score.float().topk(min(config.pre_nms, score.shape[1]))  # [B, k]
-            delta = delta.gather(1, index[..., None].expand(-1, -1, 4))
-            found = B.clip(B.decode(delta, self.anchors.at(level, index, size, padded_size), BOX_WEIGHTS), image_sizes)
-            usable = B.is_valid(found, config.min_size) & (B.area(found) > 0) & best.isfinite()
-            missing = config.pre_nms - index.shape[1]  # every level gets the same number of rows
-            level_boxes.append(F.pad(found, (0, 0, 0, missing)))
-            level_scores.append(F.pad(best.masked_fill(~usable, -torch.inf), (0, missing), value=-torch.inf))
-        # Every (picture, level) is a segment of the suppression.
-        boxes = torch.stack(level_boxes, 1).flatten(0, 1)  # [B * levels, pre_nms, 4]
-        scores = torch.stack(level_scores, 1).flatten(0, 1)  # [B * levels, pre_nms]
+        chosen = [score.topk(min(config.pre_nms, score.shape[1])) for score in logits]  # [B, k] each
+        # Every (picture, level) is a segment of the suppression: [B * levels, pre_nms, 4] and [B * levels, pre_nms].
+        boxes, scores = proposals(
+            [score for score, _ in chosen],
+            [index for _, index in chosen],
+            deltas,
+            self.anchors.cells,
+            [columns for _, columns in feature_sizes],
+            self._strides(feature_sizes, padded_size),
+            image_sizes,
+            capacity=config.pre_nms,
+            min_size=config.min_size,
+            max_log_scale=B.MAX_LOG_SCALE,
+        )
         keep, _ = segmented_nms(
             boxes, scores, config.nms_threshold, min(config.pre_nms, config.post_nms), score_threshold=-torch.inf
         )
@@ -81,6 +83,13 @@ class RPN(nn.Module):
         scores = scores.gather(1, row).masked_fill(keep < 0, -torch.inf).view(batch, -1)
         boxes = boxes.gather(1, row[..., None].expand(-1, -1, 4)).view(batch, -1, 4)
         best, index = scores.topk(min(config.post_nms, scores.shape[1]))
-        chosen = best > -torch.inf
-        boxes = boxes.gather(1, index[..., None].expand(-1, -1, 4)) * chosen[..., None]
-        return boxes, chosen.sum(1)
+        there = best > -torch.inf
+        boxes = boxes.gather(1, index[..., None].expand(-1, -1, 4)) * there[..., None]
+        return boxes, there.sum(1)
+
+    def _strides(self, feature_sizes: Sequence[tuple[int, int]], padded_size: tuple[int, int]) -> list[tuple[int, int]]:
+        """Pixels (down, right) from a cell to the next, as :meth:`Anchors.at` takes them."""
+        if not self.anchors.stride_from_size:
+            return [(stride, stride) for stride in STRIDES[: len(feature_sizes)]]
+        height, width = padded_size
+        return [(height // rows, width // columns) for rows, columns in feature_sizes]

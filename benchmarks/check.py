@@ -1,0 +1,116 @@
+"""All that takes a GPU, in one go: the tests that need one, then the ops beside the peers; one file of results.
+
+It is rewritten after each case, so that a run that is stopped leaves what it has.
+"""
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from .bench_gpu import require
+from .gpu_tests import run_tests
+from .harness import environment, write_text
+
+__all__ = ["check"]
+
+_ROOT = Path(__file__).resolve().parents[1]
+_MOST_FOR_TESTS = 240.0  # seconds
+_POLL = 0.5
+
+
+def check(device: str, quick: bool, only: Sequence[str], path: Path | None, seconds: float) -> int:
+    """Run the tests and the benchmarks.
+
+    Args:
+        device: "cuda", or "cpu" to try this where there is no GPU: the tests are skipped, the benchmarks run.
+        quick: Small inputs, two rounds.
+        only: Parts of the benchmarks.
+        path: Where the results go; by default into `benchmarks/results`, named after the device.
+        seconds: When this has passed, what still runs is ended.
+
+    Returns:
+        Exit status: 0, or 1 if a test failed, a result was wrong, or there was no time for all of it.
+
+    Raises:
+        ValueError: There is no such device.
+    """
+    require(device)
+    deadline = time.monotonic() + seconds
+    console = Console(highlight=False, soft_wrap=True)
+    results: dict[str, Any] = {"environment": environment()}
+    for name, value in results["environment"].items():
+        console.print(f"{name}: {value}")
+    path = path or _ROOT / "benchmarks" / "results" / f"gpu-{_slug(results['environment']['gpu'] or device)}.json"
+
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        files = [file for file in sorted((_ROOT / "tests").glob("test_*.py")) if _needs_gpu(file)]
+        console.print(f"\ntests: {', '.join(file.name for file in files)}")
+        tests = run_tests(files, folder, min(_MOST_FOR_TESTS, seconds / 2))
+        results |= {"tests": asdict(tests), "ceilings": None, "unfinished": [], "rows": []}
+        _write(path, results)
+        console.print(f"{tests.passed} passed, {tests.failed} failed, {tests.skipped} skipped, ", end="")
+        console.print(f"{tests.unfinished} unfinished, in {tests.seconds:.0f} s")
+        if tests.failed:
+            for name, reason in tests.failures.items():
+                console.print(f"FAILED {name}\n{reason}", markup=False)
+            log = "\n".join(file.read_text(errors="replace") for file in sorted(folder.glob("*.log")))
+            write_text(path.with_suffix(".log"), log)
+            console.print(f"what pytest printed: {path.with_suffix('.log')}")
+        console.print()
+        for part in only:
+            _measure(part, device, quick, folder / f"{part}.json", path, results, deadline)
+    wrong = [row for row in results["rows"] if row["correct"] is False]
+    for row in wrong:
+        console.print(f"WRONG {row['subject']}: {row['case']}: {row['implementation']}: {row['note']}", markup=False)
+    for part in results["unfinished"]:
+        console.print(f"UNFINISHED {part}")
+    console.print(f"results: {path}")
+    return int(bool(tests.failed or tests.unfinished or wrong or results["unfinished"]))
+
+
+def _measure(
+    part: str, device: str, quick: bool, own: Path, path: Path, results: dict[str, Any], deadline: float
+) -> None:
+    """Run one part of the benchmarks in a process of its own, and take over its results as they come."""
+    command = [sys.executable, "-m", str(__package__), "gpu", "--device", device, "--only", part, "--json", str(own)]
+    before, seen, finished = results["rows"], 0, False
+    process = subprocess.Popen([*command, *["--quick"] * quick])
+    while True:
+        running = process.poll() is None
+        if own.exists() and own.stat().st_mtime_ns != seen:
+            seen = own.stat().st_mtime_ns
+            found = json.loads(own.read_text())
+            results |= {"ceilings": found["ceilings"], "rows": before + found["rows"]}
+            _write(path, results)
+            finished = found["finished"]
+        if not running:
+            break
+        if time.monotonic() > deadline:
+            process.kill()
+        time.sleep(_POLL)
+    if not finished:
+        results["unfinished"].append(f"{part}: ended with status {process.returncode}")
+        _write(path, results)
+
+
+def _needs_gpu(file: Path) -> bool:
+    text = file.read_text()
+    return "mark.gpu" in text or "BACKENDS" in text
+
+
+def _write(path: Path, results: dict[str, Any]) -> None:
+    write_text(path, json.dumps(results, indent=1, allow_nan=False))
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")

@@ -1,0 +1,227 @@
+"""Time on a CUDA device, and what the device can do at best.
+
+A function is captured in a CUDA graph of many calls, each on the next copy of the input and with the outputs of all
+copies alive, so that no cache holds either; the replay of the graph is timed between two events. What the host does is
+not in it. A function that waits for the device cannot be captured: it is timed call by call, the host included.
+"""
+
+import math
+import os
+import statistics
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import cycle, islice
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+from .harness import Call, Clock, Disagreement, Implementations, Row, Sampler, Samplers, compare
+
+__all__ = ["Bench", "Ceilings", "DeviceClock", "copies", "measure_ceilings", "plain_torch"]
+
+_SAMPLE = 2e-3  # seconds of calls in a sample, where they are short
+_MOST_CALLS = 200  # in a sample
+_CACHES = 3  # the copies of the input are this many times as large as the L2 cache
+_MOST_COPIES = 16
+_LARGE = 2 << 30  # bytes of a copy that measures the bandwidth: far above any cache
+_ROUNDS = 21
+_SECONDS = 3.0  # for a case
+
+
+class DeviceClock:
+    """Time on the current CUDA device. Functions are made, checked and timed within `stream`."""
+
+    device = "cuda"
+
+    def __init__(self, bandwidth: float | None = None) -> None:
+        self.bandwidth = bandwidth
+
+    @contextmanager
+    def stream(self) -> Iterator[None]:
+        """A stream other than the default one, where nothing can be captured.
+
+        It is for whole cases: a gradient runs on the stream that its forward pass ran on.
+        """
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            yield
+        torch.cuda.current_stream().wait_stream(stream)
+
+    def samplers(self, calls: Sequence[Call]) -> Samplers:
+        # The call that was checked and these are the warm-up.
+        once = _between_events(_Eager(calls, len(calls)), len(calls))()
+        count = math.ceil(min(max(_SAMPLE / once, 1), _MOST_CALLS) / len(calls)) * len(calls)
+        eager = _Eager(calls, count)
+        cold, warm = None, None
+        if not _waits(calls[0]):
+            cold, warm = _capture(calls, count), _capture(calls[:1], count)
+        captured = cold is not None and warm is not None
+        return Samplers(
+            _between_events(cold or eager, count),
+            {
+                "warm_ms": _between_events(warm or _Eager(calls[:1], count), count),
+                "call_ms": lambda: _wall(eager) / count,
+            },
+            captured,
+        )
+
+
+class _Eager:
+    """Calls in turn, with the latest output of each alive."""
+
+    def __init__(self, calls: Sequence[Call], count: int) -> None:
+        self.calls, self.count = calls, count
+
+    def __call__(self) -> None:
+        outputs: deque[Any] = deque(maxlen=len(self.calls))
+        for call in islice(cycle(self.calls), self.count):
+            outputs.append(call())
+
+
+def _capture(calls: Sequence[Call], count: int) -> Call | None:
+    """The same as a graph; None if something in it cannot be captured."""
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
+            _Eager(calls, count)()
+    except RuntimeError:
+        return None
+    graph.replay()  # the first one also uploads it
+    torch.cuda.synchronize()
+    return graph.replay
+
+
+def _waits(call: Call) -> bool:
+    """Whether torch waits for the device in there.
+
+    Asked before a capture, because one that fails leaves the allocator of torch < 2.12 believing in it
+    (pytorch#180395).
+    """
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        call()
+    except RuntimeError as error:
+        if "synchroniz" not in str(error):
+            raise
+        return True
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return False
+
+
+def _between_events(calls: Call, count: int) -> Sampler:
+    """Seconds for each of the `count` calls that `calls` makes, by the device's own clock."""
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+
+    def sample() -> float:
+        start.record()
+        calls()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) / 1e3 / count
+
+    return sample
+
+
+def _wall(calls: Call) -> float:
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    calls()
+    torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def copies(size: int) -> int:
+    """How many copies of an input of `size` bytes no L2 cache holds; 1 where that would be too many."""
+    cache = torch.cuda.get_device_properties().L2_cache_size if torch.cuda.is_available() else 0
+    wanted = max(1, math.ceil(_CACHES * cache / size))
+    return wanted if wanted <= _MOST_COPIES else 1
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """What was measured of a device.
+
+    Attributes:
+        copy_bytes_per_s: Bytes read plus bytes written in a second by a large copy, ``2 * size / time``.
+        fill_bytes_per_s: Bytes written in a second where nothing is read, ``size / time``.
+        launch_ms: A kernel that does next to nothing, among others of its kind in a graph.
+    """
+
+    copy_bytes_per_s: float
+    fill_bytes_per_s: float
+    launch_ms: float
+
+
+def measure_ceilings(clock: Clock, size: int = _LARGE) -> Ceilings:
+    """Measure with tensors of `size` bytes, or of a quarter of the device's free memory if that is less."""
+    if clock.device == "cuda":
+        size = min(size, torch.cuda.mem_get_info()[0] // 4)
+    source = torch.ones(size // 4, device=clock.device)
+    target = torch.empty_like(source)
+    one = torch.zeros(1, device=clock.device)
+
+    def median(call: Call) -> float:
+        call()
+        sampler = clock.samplers([call]).main
+        return statistics.median(sampler() for _ in range(_ROUNDS))
+
+    size = source.nbytes
+    return Ceilings(
+        copy_bytes_per_s=2 * size / median(lambda: target.copy_(source)),
+        fill_bytes_per_s=size / median(target.zero_),
+        launch_ms=1e3 * median(lambda: one.add_(1)),
+    )
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where the cases of a benchmark run, and how large they are.
+
+    Attributes:
+        quick: Small inputs and two rounds: a check, not a measurement.
+    """
+
+    clock: Clock
+    quick: bool
+
+    def put(self, *tensors: Tensor) -> Any:
+        """The tensors on the device; just the one, if there is one."""
+        there = [tensor.to(self.clock.device) for tensor in tensors]
+        return there if len(there) > 1 else there[0]
+
+    def copies(self, size: int) -> int:
+        """How many copies of an input of `size` bytes are taken in turn; two on a CPU, to see that it works."""
+        return copies(size) if self.clock.device == "cuda" else 2
+
+    def compare(
+        self, subject: str, case: str, implementations: Implementations, disagreement: Disagreement, **more: Any
+    ) -> list[Row]:
+        """`harness.compare` on the device, for a few seconds at most."""
+        return compare(
+            subject,
+            case,
+            implementations,
+            disagreement,
+            rounds=2 if self.quick else _ROUNDS,
+            threads=torch.get_num_threads(),
+            clock=self.clock,
+            seconds=_SECONDS,
+            **more,
+        )
+
+
+def plain_torch(function: Call) -> Call:
+    """The function with the ops in plain torch."""
+
+    def call() -> Any:
+        with mock.patch.dict(os.environ, TRIMASK_KERNELS="torch"):
+            return function()
+
+    return call

@@ -1,0 +1,70 @@
+"""Pictures made ready for a network by torch's interpolation and Pillow's: right on any device, made for the CPU."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+__all__ = ["preprocess"]
+
+
+def preprocess(
+    pictures: Sequence[Tensor],
+    sizes: Sequence[int],
+    height: int,
+    width: int,
+    antialias: bool,
+    quantize: bool,
+    flip: bool,
+    mean: Sequence[float],
+    std: Sequence[float],
+    dtype: torch.dtype,
+) -> Tensor:
+    """The body of `trimask::preprocess`; the contract stands at `trimask.kernels.preprocess`.
+
+    Args:
+        pictures: uint8 `[H_i, W_i, 3]`.
+        sizes: (height, width) of each after it is resized, in a row.
+        height, width: Of the batch.
+        flip: Whether the channels come in the opposite order.
+    """
+    batch = pictures[0].new_zeros((len(pictures), height, width, 3), dtype=dtype).permute(0, 3, 1, 2)
+    for target, picture, h, w in zip(batch, pictures, sizes[::2], sizes[1::2], strict=True):
+        x = _resize(picture.flip(2) if flip else picture, (h, w), antialias, quantize)  # float32 [3, h, w]
+        if any(mean) or any(s != 1 for s in std):
+            x = (x - x.new_tensor(mean)[:, None, None]) / x.new_tensor(std)[:, None, None]
+        target[:, :h, :w] = x
+    return batch
+
+
+def _resize(picture: Tensor, size: tuple[int, int], antialias: bool, quantize: bool) -> Tensor:
+    if antialias and quantize:
+        picture = _resize_as_pillow(picture, size)
+    x = picture.permute(2, 0, 1)[None].float()
+    if x.shape[-2:] != size:
+        x = _interpolate(x, size, antialias)
+        x = x.round_().clamp_(0, 255) if quantize else x
+    return x[0]
+
+
+def _interpolate(x: Tensor, size: tuple[int, int], antialias: bool) -> Tensor:
+    height, width = size
+    if antialias and width == 1:
+        # torch mixes up the rows of a single column when it filters them on a CPU, at least from 2.10 to 2.15.
+        column = F.interpolate(x, (x.shape[2], 1), mode="bilinear", align_corners=False, antialias=True)
+        return _interpolate(column.repeat(1, 1, 1, 2), (height, 2), antialias)[..., :1]
+    return F.interpolate(x, size, mode="bilinear", align_corners=False, antialias=antialias)
+
+
+def _resize_as_pillow(picture: Tensor, size: tuple[int, int]) -> Tensor:
+    height, width = size
+    if picture.shape[:2] == size:
+        return picture
+    image = Image.fromarray(np.ascontiguousarray(picture.numpy(force=True)))
+    # One axis at a time: from Pillow 13 on the order of both depends on the size (python-pillow/Pillow#9549).
+    image = image.resize((width, image.height), Image.Resampling.BILINEAR)
+    image = image.resize((width, height), Image.Resampling.BILINEAR)
+    return torch.from_numpy(np.array(image)).to(picture.device)

@@ -1,0 +1,311 @@
+"""RoIAlign over a pyramid in one launch: every level, image, RoI and channel.
+
+A bin is the average, or the largest, of bilinear samples, each of four pixels (He et al., Mask R-CNN, 2017). Bins are
+numbered through all RoIs; a program takes a tile of bins by channels, and then further channels of the same bins, whose
+level, image and samples each bin has found by itself before. With channels last, a pixel's channels are read 16 bytes
+at a time.
+
+Samples outside the picture, and all of a RoI that is not there, are not read; they count as zeros. Products are summed
+by fused multiply-adds in float32, or float64 for float64 features.
+"""
+
+from collections.abc import Sequence
+from math import gcd, prod
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..dispatch import current_device
+from ..sampling import Sampling
+from .arithmetic import divide
+from .roi_geometry import (
+    ROI_ARGUMENTS,
+    level_of,
+    load_roi,
+    place,
+    pyramid_arguments,
+    roi_arguments,
+    sample,
+    sample_range,
+    select,
+    select_scale,
+)
+
+__all__ = ["roi_align"]
+
+# Tiles, by reasoning and a look at the machine code; not measured on a GPU yet. A thread has one bin, whose samples
+# take some 40 registers, and 16 bytes of each pixel: with two bins there would be half as many threads to hide waiting.
+_WARPS = 4
+_BINS = 1  # of a thread
+_PIXEL_BYTES = 128  # of a pixel in a tile of channels_last features: a line of the cache, read by 8 threads
+_PLANES = 16  # channels of a tile of planar features: a warp reads 32 bins of one, side by side
+_PROGRAMS = 1024  # about what a large GPU runs at a time: if there are fewer bins, more programs share their channels
+
+
+@triton.jit
+def _spread(x, LAST: tl.constexpr):
+    """A vector along the last dimension of a tile, or the first."""
+    if LAST:
+        return x[None, :]
+    else:
+        return x[:, None]
+
+
+@triton.jit
+def _pool(
+    tile,
+    wanted,
+    valid,
+    edge_y,
+    edge_x,
+    size_y,
+    size_x,
+    samples_y,
+    samples_x,
+    height,
+    width,
+    line,
+    COLUMN: tl.constexpr,
+    RATIO: tl.constexpr,
+    REAL: tl.constexpr,
+    MAX: tl.constexpr,
+    PLANAR: tl.constexpr,
+):
+    """The average or the largest sample of each bin and channel, in REAL.
+
+    Args:
+        tile: Pointers to the first pixels of the planes, [bins, channels], or [channels, bins] if PLANAR.
+        wanted: The channels that there are, of a shape that can be broadcast to that.
+        valid: Of the bins, [bins], as what follows.
+        line, COLUMN: From a line to the next and from a column to the next, in values.
+    """
+    UNROLL: tl.constexpr = RATIO if RATIO < 3 else 1
+    if RATIO > 0:
+        steps_y = RATIO
+        steps_x = RATIO
+    else:
+        first_y, count_y = sample_range(edge_y, size_y, samples_y, height)
+        first_x, count_x = sample_range(edge_x, size_x, samples_x, width)
+        steps_y = tl.max(tl.where(valid, count_y, 0), 0)
+        steps_x = tl.max(tl.where(valid, count_x, 0), 0)
+    result = tl.full(tile.shape, float("-inf") if MAX else 0.0, REAL)
+    for i in tl.range(0, steps_y, loop_unroll_factor=UNROLL):
+        here_y = valid
+        step_y = i
+        if RATIO == 0:
+            here_y = valid & (i < count_y)
+            step_y = first_y + i
+        top, bottom, above, below, inside_y = sample(edge_y, size_y, samples_y, step_y, height, RATIO)
+        top = top * line
+        bottom = bottom * line
+        for j in tl.range(0, steps_x, loop_unroll_factor=UNROLL):
+            here = here_y
+            step_x = j
+            if RATIO == 0:
+                here = here_y & (j < count_x)
+                step_x = first_x + j
+            left, right, before, after, inside_x = sample(edge_x, size_x, samples_x, step_x, width, RATIO)
+            left = left.to(line.dtype) * COLUMN
+            right = right.to(line.dtype) * COLUMN
+            mask = _spread(here & inside_y & inside_x, PLANAR) & wanted
+            value = tl.zeros(tile.shape, REAL) if MAX else result
+            for corner in tl.static_range(4):
+                offset = (bottom if corner // 2 else top) + (right if corner % 2 else left)
+                weight = (below if corner // 2 else above) * (after if corner % 2 else before)
+                pixel = tl.load(tile + _spread(offset, PLANAR), mask=mask, other=0.0).to(REAL)
+                value = tl.fma(_spread(weight, PLANAR), pixel, value)
+            if MAX:
+                larger = tl.maximum(result, value, propagate_nan=tl.PropagateNan.ALL)
+                result = tl.where(_spread(here, PLANAR), larger, result)
+            else:
+                result = value
+    if MAX:
+        result = tl.where(_spread(valid, PLANAR), result, 0.0)
+    else:
+        share = divide(tl.full(valid.shape, 1.0, REAL), samples_y * samples_x)
+        result *= _spread(share, PLANAR)
+    return result
+
+
+@triton.jit(do_not_specialize=["total", "span", *ROI_ARGUMENTS])
+def _roi_align_kernel(
+    features,
+    out_ptr,
+    total,
+    span,
+    boxes_ptr,
+    images_ptr,
+    counts_ptr,
+    image_count,
+    per_image,
+    stride_box,
+    stride_side,
+    stride_images,
+    heights,
+    widths,
+    SCALES: tl.constexpr,
+    THRESHOLDS: tl.constexpr,
+    BINS_Y: tl.constexpr,
+    BINS_X: tl.constexpr,
+    RATIO: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    REAL: tl.constexpr,
+    C: tl.constexpr,
+    MAX: tl.constexpr,
+    PLANAR: tl.constexpr,
+    PLANAR_OUT: tl.constexpr,
+    VECTORS: tl.constexpr,
+    OFFSET: tl.constexpr,
+    BINS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):
+    """Pool `total` bins, of which a program takes BINS by `span` times CHANNELS."""
+    blocks: tl.constexpr = (C + CHANNELS - 1) // CHANNELS
+    groups = tl.cdiv(blocks, span)
+    group = tl.program_id(0) % groups
+    q = (tl.program_id(0) // groups).to(total.dtype) * BINS + tl.arange(0, BINS)
+    live = q < total
+    k = q // (BINS_Y * BINS_X)
+    bin = (q % (BINS_Y * BINS_X)).to(tl.int32)
+
+    x1, y1, x2, y2, image, there = load_roi(
+        k,
+        live,
+        boxes_ptr,
+        images_ptr,
+        counts_ptr,
+        image_count,
+        per_image,
+        stride_box,
+        stride_side,
+        stride_images,
+        REAL,
+    )
+    level = level_of(x1, y1, x2, y2, THRESHOLDS)
+    height = select(level, heights) // 16
+    width = select(level, widths) // 16
+    start_y, start_x, size_y, size_x, samples_y, samples_x, valid = place(
+        x1, y1, x2, y2, select_scale(level, SCALES, REAL), BINS_Y, BINS_X, RATIO, ALIGNED, REAL
+    )
+    valid &= there
+    edge_y = start_y + (bin // BINS_X).to(REAL) * size_y
+    edge_x = start_x + (bin % BINS_X).to(REAL) * size_x
+
+    plane = height.to(tl.int64) * width
+    pixels = select(level, features) + image * plane * C
+    if VECTORS:
+        pixels = tl.multiple_of(pixels, 16)
+    COLUMN: tl.constexpr = 1 if PLANAR else C
+    line = width.to(OFFSET) * COLUMN
+    row = k.to(tl.int64) * (C * BINS_Y * BINS_X) + bin if PLANAR_OUT else q.to(tl.int64) * C
+    busy = tl.max(there.to(tl.int32), 0) > 0  # not so for padding, of which there may be much
+    for block in range(group * span, tl.minimum((group + 1) * span, blocks)):
+        channel = block * CHANNELS + tl.arange(0, CHANNELS)
+        if PLANAR:
+            tile = _spread(pixels, True) + _spread(channel.to(OFFSET), False) * _spread(plane.to(OFFSET), True)
+        else:
+            tile = _spread(pixels, False) + _spread(channel, True)
+        result = tl.zeros(tile.shape, REAL)
+        if busy:
+            result = _pool(
+                tile,
+                _spread(channel < C, not PLANAR),
+                valid,
+                edge_y,
+                edge_x,
+                size_y,
+                size_x,
+                samples_y,
+                samples_x,
+                height,
+                width,
+                line,
+                COLUMN,
+                RATIO,
+                REAL,
+                MAX,
+                PLANAR,
+            )
+        if PLANAR != PLANAR_OUT:
+            result = tl.trans(result)
+        values_ptr = out_ptr + _spread(row, PLANAR_OUT)
+        values_ptr += _spread(channel * (BINS_Y * BINS_X) if PLANAR_OUT else channel, not PLANAR_OUT)
+        mask = _spread(live, PLANAR_OUT) & _spread(channel < C, not PLANAR_OUT)
+        tl.store(values_ptr, result.to(out_ptr.dtype.element_ty), mask=mask)
+
+
+def roi_align(
+    features: Sequence[Tensor],
+    boxes: Tensor,
+    images: Tensor | None,
+    counts: Tensor | None,
+    sampling: Sampling,
+    channels_last: bool,
+) -> Tensor:
+    """Pool each RoI from one level of a pyramid.
+
+    Args:
+        features: `[N, C, H_l, W_l]` for each level, with pixels. Read without a copy where they are channels_last, or
+            contiguous and the RoIs few.
+        boxes: `[K, 4]` xyxy in pixels of the picture, with `images`; else `[N, R, 4]`, K = N * R.
+        images: `[K]`, which image; RoIs of images outside 0..N-1 give zeros, as those that are not finite do.
+        counts: `[N]` integers: from there on the boxes of an image are padding, and give zeros.
+        sampling: Where the samples lie, and what is made of them.
+        channels_last: The layout wanted.
+
+    Returns:
+        `[K, h, w, C]` if `channels_last`, else `[K, C, h, w]`, contiguous, in the features' dtype.
+    """
+    n, c = features[0].shape[:2]
+    h, w = sampling.output_size
+    k = prod(boxes.shape[:-1])
+    out = features[0].new_empty((k, h, w, c) if channels_last else (k, c, h, w))
+    if not out.numel():
+        return out
+    planar = _stays_planar(features, out, sampling)
+    if not planar:
+        features = [feature.contiguous(memory_format=torch.channels_last) for feature in features]
+    vector = 16 // out.element_size()
+    channels = min(_PLANES if planar else _PIXEL_BYTES // out.element_size(), triton.next_power_of_2(c))
+    threads = 1 if planar else min(channels // gcd(c, vector, channels), 32)  # of a bin
+    bins = _BINS * 32 * (1 if planar else _WARPS) // threads
+    total = k * h * w
+    programs, blocks = triton.cdiv(total, bins), triton.cdiv(c, channels)
+    span = min(max(programs * blocks // _PROGRAMS, 1), blocks)
+    with current_device(out.device):
+        _roi_align_kernel[(programs * triton.cdiv(blocks, span),)](
+            features=tuple(features),
+            out_ptr=out,
+            total=total,
+            span=span,
+            **roi_arguments(boxes, images, counts, n),
+            **pyramid_arguments([feature.shape for feature in features], out.dtype, sampling),
+            C=c,
+            MAX=sampling.mode == "max",
+            PLANAR=planar,
+            PLANAR_OUT=not channels_last,
+            VECTORS=not planar and c % vector == 0 and all(f.data_ptr() % 16 == 0 for f in features),
+            OFFSET=tl.int32 if all(f[:1].numel() < 2**31 for f in features) else tl.int64,
+            BINS=bins,
+            CHANNELS=channels,
+            num_warps=_WARPS,
+            enable_fp_fusion=False,
+        )
+    return out
+
+
+def _stays_planar(features: Sequence[Tensor], out: Tensor, sampling: Sampling) -> bool:
+    """Whether features that are not channels_last are read as they are, rather than copied to it first.
+
+    By the bytes moved, of which a copy reads and writes all features: by themselves, the values that a warp reads of a
+    plane lie in sectors of 32 bytes, four or so in each. Not measured on a GPU yet.
+    """
+    if all(f.is_contiguous(memory_format=torch.channels_last) for f in features):
+        return False
+    if not all(f.is_contiguous() for f in features):
+        return False
+    read = out.numel() * 4 * (2 if sampling.adaptive else sampling.sampling_ratio) ** 2
+    copied = sum(f.numel() for f in features) * 2 * out.element_size()
+    return read * 8 <= copied + read * out.element_size()
