@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint benchmark clean
+.PHONY: demo test lint benchmark gpu-check clean
 
 demo: $(VENV)/.core
 	$(BIN)/python -m trimask demo
@@ -20,6 +20,10 @@ lint: $(VENV)/.dev
 benchmark: $(VENV)/.dev
 	$(BIN)/python -m trimask.benchmarks ops
 	$(BIN)/python -m trimask.benchmarks models
+
+# Installs nothing: the machine with the GPU has a python with torch, triton and pytest.
+gpu-check:
+	$(PYTHON) benchmarks/gpu_check.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info demo-output

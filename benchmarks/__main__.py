@@ -34,7 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="small inputs, two rounds: a check, not a measurement")
     group = parser.add_argument_group("gpu, check")
     group.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: to try them without a GPU")
-    group.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="these parts alone")
+    parts = ("tests", *PARTS)
+    group.add_argument("--only", nargs="+", choices=parts, default=parts, help="these parts alone; gpu: without tests")
     group.add_argument("--minutes", type=float, default=8.5, help="check: stop after so many (%(default)s)")
     group.add_argument("--commit", help="of sources that are no checkout; by default $TRIMASK_COMMIT")
     options = parser.parse_args(arguments)
@@ -84,7 +85,7 @@ def _groups(options: argparse.Namespace, facts: dict[str, Any]) -> Iterator[Any]
         return
     clock, ceilings = bench.start(options.device, options.quick)
     facts |= {"ceilings": asdict(ceilings), "finished": False}
-    yield from bench.run(clock, options.quick, options.only)
+    yield from bench.run(clock, options.quick, [part for part in PARTS if part in options.only])
     facts["finished"] = True
 
 

@@ -17,10 +17,10 @@ from typing import Any
 from rich.console import Console
 
 from .bench_gpu import require
-from .gpu_tests import run_tests
+from .gpu_tests import Outcomes, run_tests
 from .harness import environment, write_text
 
-__all__ = ["check"]
+__all__ = ["Outcomes", "check"]
 
 _ROOT = Path(__file__).resolve().parents[1]
 _MOST_FOR_TESTS = 240.0  # seconds
@@ -33,7 +33,7 @@ def check(device: str, quick: bool, only: Sequence[str], path: Path | None, seco
     Args:
         device: "cuda", or "cpu" to try this where there is no GPU: the tests are skipped, the benchmarks run.
         quick: Small inputs, two rounds.
-        only: Parts of the benchmarks.
+        only: "tests", and parts of the benchmarks.
         path: Where the results go; by default into `benchmarks/results`, named after the device.
         seconds: When this has passed, what still runs is ended.
 
@@ -45,62 +45,69 @@ def check(device: str, quick: bool, only: Sequence[str], path: Path | None, seco
     """
     require(device)
     deadline = time.monotonic() + seconds
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, markup=False, soft_wrap=True)
     results: dict[str, Any] = {"environment": environment()}
     for name, value in results["environment"].items():
         console.print(f"{name}: {value}")
     path = path or _ROOT / "benchmarks" / "results" / f"gpu-{_slug(results['environment']['gpu'] or device)}.json"
 
+    results |= {"tests": None, "ceilings": None, "unfinished": [], "rows": []}
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        files = [file for file in sorted((_ROOT / "tests").glob("test_*.py")) if _needs_gpu(file)]
-        console.print(f"\ntests: {', '.join(file.name for file in files)}")
-        tests = run_tests(files, folder, min(_MOST_FOR_TESTS, seconds / 2))
-        results |= {"tests": asdict(tests), "ceilings": None, "unfinished": [], "rows": []}
-        _write(path, results)
-        console.print(f"{tests.passed} passed, {tests.failed} failed, {tests.skipped} skipped, ", end="")
-        console.print(f"{tests.unfinished} unfinished, in {tests.seconds:.0f} s")
-        if tests.failed:
-            for name, reason in tests.failures.items():
-                console.print(f"FAILED {name}\n{reason}", markup=False)
-            log = "\n".join(file.read_text(errors="replace") for file in sorted(folder.glob("*.log")))
-            write_text(path.with_suffix(".log"), log)
-            console.print(f"what pytest printed: {path.with_suffix('.log')}")
-        console.print()
         for part in only:
-            _measure(part, device, quick, folder / f"{part}.json", path, results, deadline)
+            if part == "tests":
+                _test(Path(scratch), path, results, min(_MOST_FOR_TESTS, seconds / 2), console)
+            else:
+                _measure(part, device, quick, Path(scratch), path, results, deadline)
+            _write(path, results)
     wrong = [row for row in results["rows"] if row["correct"] is False]
     for row in wrong:
-        console.print(f"WRONG {row['subject']}: {row['case']}: {row['implementation']}: {row['note']}", markup=False)
+        console.print(f"WRONG {row['subject']}: {row['case']}: {row['implementation']}: {row['note']}")
     for part in results["unfinished"]:
         console.print(f"UNFINISHED {part}")
     console.print(f"results: {path}")
-    return int(bool(tests.failed or tests.unfinished or wrong or results["unfinished"]))
+    failed = results["tests"] and results["tests"]["failed"]
+    return int(bool(failed or wrong or results["unfinished"]))
+
+
+def _test(folder: Path, path: Path, results: dict[str, Any], seconds: float, console: Console) -> None:
+    files = [file for file in sorted((_ROOT / "tests").glob("test_*.py")) if _needs_gpu(file)]
+    console.print(f"\ntests: {', '.join(file.name for file in files)}")
+    found = run_tests(files, folder, seconds, report=lambda so_far: console.print(f"tests: {so_far}"))
+    results["tests"] = asdict(found)
+    for name, reason in found.failures.items():
+        console.print(f"FAILED {name}\n{reason}")
+    if found.failures:
+        logs = "\n".join(file.read_text(errors="replace") for file in sorted(folder.glob("*.log")))
+        write_text(path.with_suffix(".log"), logs)
+        console.print(f"what pytest printed: {path.with_suffix('.log')}")
+    console.print(f"tests: {found}\n")
+    if found.unfinished:
+        results["unfinished"].append(f"tests: {found.unfinished} not run")
 
 
 def _measure(
-    part: str, device: str, quick: bool, own: Path, path: Path, results: dict[str, Any], deadline: float
+    part: str, device: str, quick: bool, folder: Path, path: Path, results: dict[str, Any], deadline: float
 ) -> None:
     """Run one part of the benchmarks in a process of its own, and take over its results as they come."""
+    own = folder / f"{part}.json"
     command = [sys.executable, "-m", str(__package__), "gpu", "--device", device, "--only", part, "--json", str(own)]
     before, seen, finished = results["rows"], 0, False
     process = subprocess.Popen([*command, *["--quick"] * quick])
-    while True:
+    running = True
+    while running:
         running = process.poll() is None
+        if running and time.monotonic() > deadline:
+            process.kill()
         if own.exists() and own.stat().st_mtime_ns != seen:
             seen = own.stat().st_mtime_ns
             found = json.loads(own.read_text())
             results |= {"ceilings": found["ceilings"], "rows": before + found["rows"]}
-            _write(path, results)
             finished = found["finished"]
-        if not running:
-            break
-        if time.monotonic() > deadline:
-            process.kill()
-        time.sleep(_POLL)
+            _write(path, results)
+        time.sleep(_POLL * running)
     if not finished:
-        results["unfinished"].append(f"{part}: ended with status {process.returncode}")
-        _write(path, results)
+        late = " for lack of time" * (time.monotonic() > deadline)
+        results["unfinished"].append(f"{part}: ended with {process.returncode}{late}")
 
 
 def _needs_gpu(file: Path) -> bool:

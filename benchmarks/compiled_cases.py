@@ -115,7 +115,7 @@ def _proposals(dtype: torch.dtype) -> Case:
 def _preprocess(antialias: bool, quantize: bool, dtype: torch.dtype) -> Case:
     picture = torch.zeros(48, 64, 3, dtype=torch.uint8)
     options = {"antialias": antialias, "quantize": quantize, "mean": (1.0, 2.0, 3.0), "std": (4.0, 5.0, 6.0)}
-    return lambda: preprocess([picture] * 2, [(30, 40)] * 2, (32, 64), dtype=dtype, **options)  # type: ignore[arg-type]
+    return lambda: preprocess([picture] * 2, [(30, 40)] * 2, (32, 64), dtype=dtype, **options)
 
 
 _TORCHVISION, _DETECTRON2 = PasteRule.TORCHVISION, PasteRule.DETECTRON2

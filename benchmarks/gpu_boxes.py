@@ -110,7 +110,7 @@ def _nms(bench: Bench, count: int, kind: str) -> list[Row]:
     expected = [_exactly(boxes, scores)] if ops and exact else None
     boxes, scores = bench.put(boxes, scores)
     ours = partial(nms, boxes, scores, IOU)
-    implementations = {
+    implementations: dict[str, Any] = {
         "torchvision": partial(ops.nms, boxes, scores, IOU) if ops else None,
         "conch": partial(conch.nms, boxes, scores, IOU) if conch and count <= MOST_FOR_A_MATRIX else None,
         "trimask": ours,
@@ -159,7 +159,7 @@ def _decoding(bench: Bench, batch: int) -> list[Row]:
         return "" if error <= 1e-2 else f"boxes are off by {error:.1e} pixels"
 
     case = f"{batch} x {len(shapes)} levels of at most 1000 anchors"
-    implementations = {"trimask": ours, "trimask, plain torch": plain_torch(ours)}
+    implementations: dict[str, Any] = {"trimask": ours, "trimask, plain torch": plain_torch(ours)}
     return bench.compare("proposals", case, implementations, differing)
 
 

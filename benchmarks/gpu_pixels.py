@@ -95,7 +95,7 @@ def _run_lengths(bench: Bench, count: int) -> list[Row]:
     def dense(output: Any) -> Tensor:
         if isinstance(output, list):
             return torch.from_numpy(coco.decode(output)).permute(2, 0, 1).bool()
-        return output if isinstance(output, Tensor) else _filled(*output, size)
+        return output if isinstance(output, Tensor) else _filled(output, size)
 
     def disagreement(expected: Any, got: Any) -> str:
         return _differing(dense(expected), dense(got))
@@ -121,7 +121,7 @@ def _preprocess(bench: Bench, batch: int, antialias: bool) -> list[Row]:
         return out.contiguous(memory_format=torch.channels_last)
 
     ours = partial(preprocess, pictures, [size] * batch, padded, antialias=antialias, mean=MEAN, std=STD)
-    implementations = {
+    implementations: dict[str, Any] = {
         "torch, one by one": by_torch,
         "trimask": ours,
         "trimask, float16": partial(ours, dtype=torch.float16),
@@ -168,8 +168,9 @@ def _unpacked(bits: Tensor, width: int) -> Tensor:
     return torch.from_numpy(np.unpackbits(bits.cpu().numpy(), axis=-1, bitorder="little")[..., :width]).bool()
 
 
-def _filled(runs: Tensor, lengths: Tensor, size: tuple[int, int]) -> Tensor:
-    """Run lengths [N, capacity] -> masks [N, H, W]."""
+def _filled(output: tuple[Tensor, Tensor], size: tuple[int, int]) -> Tensor:
+    """Run lengths [N, capacity], how many -> masks [N, H, W]."""
+    runs, lengths = output
     masks = []
     for row, n in zip(runs.cpu().numpy(), lengths.tolist(), strict=True):
         pixels = np.repeat(np.arange(n) % 2, row[:n])  # down the columns

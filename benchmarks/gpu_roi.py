@@ -176,6 +176,7 @@ def _pool(bench: Bench) -> list[Row]:
     implementations = {
         "torchvision": [partial(ops.roi_pool, x, boxes, 7, 0.25) for x in levels] if ops else None,
         "trimask": [partial(roi_pool, x, boxes, 7, 0.25) for x in levels],
+        "trimask, plain torch": [plain_torch(partial(roi_pool, x, boxes, 7, 0.25)) for x in levels],
     }
     # On a GPU torchvision fuses products and sums, so that a bin may end a pixel earlier or later.
     expected = ops.roi_pool(levels[0].cpu(), [box.cpu() for box in boxes], 7, 0.25) if ops else None
@@ -278,15 +279,17 @@ def _in_order(pooled: Tensor | tuple[Tensor, Tensor]) -> Tensor:
 def _deterministic(function: Callable[[], Any]) -> Callable[[], Any]:
     """The function under torch's deterministic algorithms, without their fill of new memory, which is for debugging."""
 
+    settings: Any = torch.utils.deterministic
+
     def call() -> Any:
-        fill = torch.utils.deterministic.fill_uninitialized_memory
+        fill = settings.fill_uninitialized_memory
         torch.use_deterministic_algorithms(True)
-        torch.utils.deterministic.fill_uninitialized_memory = False
+        settings.fill_uninitialized_memory = False
         try:
             return function()
         finally:
             torch.use_deterministic_algorithms(False)
-            torch.utils.deterministic.fill_uninitialized_memory = fill
+            settings.fill_uninitialized_memory = fill
 
     return call
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from .cpu import masks as host
 from .dispatch import use_triton
 from .paste_rule import PasteRule
+from .registration import register
 
 __all__ = ["mask_probabilities", "paste_masks"]
 
@@ -30,7 +31,7 @@ def check_inputs(probabilities: Tensor, boxes: Tensor) -> None:
         raise ValueError(f"boxes: expected on {probabilities.device} as the probabilities, got on {boxes.device}")
 
 
-@torch.library.custom_op("trimask::paste_masks", mutates_args=())
+@register("trimask::paste_masks")
 def _paste_masks(
     probabilities: Tensor,
     boxes: Tensor,
@@ -98,7 +99,7 @@ def paste_masks(
     )
 
 
-@torch.library.custom_op("trimask::mask_probabilities", mutates_args=())
+@register("trimask::mask_probabilities")
 def _mask_probabilities(logits: Tensor, labels: Tensor | None) -> Tensor:
     if use_triton(logits.device):
         from .gpu import pasting as gpu

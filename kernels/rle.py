@@ -12,11 +12,12 @@ from .cpu import masks as host
 from .dispatch import use_triton
 from .paste_rule import PasteRule
 from .pasting import as_array, check_inputs
+from .registration import register
 
 __all__ = ["masks_to_rle"]
 
 
-@torch.library.custom_op("trimask::masks_to_rle", mutates_args=())
+@register("trimask::masks_to_rle")
 def _masks_to_rle(
     probabilities: Tensor,
     boxes: Tensor,
@@ -39,9 +40,8 @@ def _masks_to_rle(
         return gpu.masks_to_rle(probabilities, boxes, pictures, rule=rule, capacity=capacity)
     if isinstance(pictures, Tensor):
         pictures = pictures.cpu()
-        _check_pixels(
-            max(pictures.double().prod(1).tolist(), default=0)
-        )  # in int64 the product of two long sides wraps
+        areas = pictures.double().prod(1)  # in int64 the product of two long sides wraps
+        _check_pixels(max(areas.tolist(), default=0))
     counts = host.mask_runs(as_array(probabilities), as_array(boxes), np.asarray(pictures), rule=rule)
     runs = np.zeros((len(counts), capacity), np.int32)
     for row, values in zip(runs, counts, strict=True):

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from .cpu import roi_pooling as _host
 from .dispatch import use_triton
+from .registration import register
 from .sampling import Sampling
 
 __all__ = ["level_thresholds", "pyramid_roi_align", "roi_align", "roi_pool"]
@@ -76,7 +77,7 @@ def _float32_not_below(x: float) -> float:
     return math.ldexp(math.ceil(math.ldexp(mantissa, 24)), exponent - 24)
 
 
-@torch.library.custom_op("trimask::pyramid_roi_align", mutates_args=())
+@register("trimask::pyramid_roi_align")
 def _pyramid_roi_align(
     features: Sequence[Tensor],
     boxes: Tensor,
@@ -113,7 +114,7 @@ def _(
     return features[0].new_empty(*boxes.shape[:2], *output_size, features[0].shape[1]).permute(0, 1, 4, 2, 3)
 
 
-@torch.library.custom_op("trimask::roi_align", mutates_args=())
+@register("trimask::roi_align")
 def _roi_align(
     input: Tensor,
     boxes: Tensor,
@@ -147,7 +148,7 @@ def _(
     return input.new_empty(boxes.shape[0], input.shape[1], *output_size)
 
 
-@torch.library.custom_op("trimask::roi_align_backward", mutates_args=())
+@register("trimask::roi_align_backward")
 def _roi_align_backward(
     grad: Tensor,
     features: Sequence[Tensor],
@@ -194,7 +195,7 @@ def _(
     return [grad.new_empty(n, h, w, c).permute(0, 3, 1, 2) for n, c, h, w in _in_fours(shapes)]
 
 
-@torch.library.custom_op("trimask::roi_pool", mutates_args=())
+@register("trimask::roi_pool")
 def _roi_pool(
     input: Tensor, boxes: Tensor, images: Tensor, scale: float, output_size: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
@@ -212,7 +213,7 @@ def _(input: Tensor, boxes: Tensor, images: Tensor, scale: float, output_size: S
     return pooled, torch.empty_like(pooled, dtype=torch.int64)
 
 
-@torch.library.custom_op("trimask::roi_pool_backward", mutates_args=())
+@register("trimask::roi_pool_backward")
 def _roi_pool_backward(grad: Tensor, argmax: Tensor, shape: Sequence[int]) -> Tensor:
     # Torch's scatter is deterministic when asked; Triton's atomic sums are not.
     if use_triton(grad.device) and not torch.are_deterministic_algorithms_enabled():

@@ -22,11 +22,12 @@ from torch import Tensor
 
 from .cpu import suppression as _host
 from .dispatch import use_triton
+from .registration import register
 
 __all__ = ["batched_nms", "nms", "segmented_nms"]
 
 
-@torch.library.custom_op("trimask::segmented_nms", mutates_args=())
+@register("trimask::segmented_nms")
 def _segmented_nms(
     boxes: Tensor,
     scores: Tensor,

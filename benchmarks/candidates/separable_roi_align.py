@@ -67,8 +67,8 @@ __all__ = ["separable_roi_align"]
 # windows are at most 32 pixels wide. Two lines are under way while one is multiplied.
 _BINS = 64
 _CHANNEL_BYTES = 512
-_PIXELS = 32
-_STAGES = 3
+_PIXELS = 16
+_STAGES = 4
 _WARPS = 4
 
 
@@ -76,8 +76,7 @@ _WARPS = 4
 def _weight(pixel, edge, size, samples, step, extent, RATIO: tl.constexpr):
     """How much one sample of each bin weighs at each pixel."""
     low, high, lower, upper, inside = sample(edge, size, samples, step, extent, RATIO)
-    lower = tl.where(inside, lower, 0.0)
-    upper = tl.where(inside, upper, 0.0)
+    lower = tl.where(inside, lower, 0.0)  # beyond the border all of the weight is the lower one
     return tl.where(pixel == low, lower, tl.where(pixel == high, upper, 0.0))
 
 
@@ -213,7 +212,7 @@ def _separable_roi_align_kernel(
             weight = (weight_x * weight_y[None, :]).to(value.dtype)
             result = tl.dot(tl.trans(weight), value, result, input_precision=PRECISION)
 
-    result *= tl.where(valid, divide(tl.full((), 1.0, REAL), samples_y * samples_x), 0.0)
+    result *= divide(tl.full((), 1.0, REAL), samples_y * samples_x)
     out = (k.to(tl.int64) * (BINS_Y * BINS_X) + i * BINS_X + j) * C
     mask = ((i < end) & (j < BINS_X))[:, None] & (channel < C)[None, :]
     tl.store(out_ptr + out[:, None] + channel[None, :], result.to(out_ptr.dtype.element_ty), mask=mask)
