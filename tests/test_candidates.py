@@ -36,7 +36,7 @@ def boxes() -> Tensor:
     return torch.tensor(
         [
             [[4.3, 10.1, 85.7, 30.2], [1, 2, 30, 20], [-150.4, 4.2, 250.5, 150.7], [45.5, 40.2, 16.1, 20.9]],
-            [[75.2, -10, 101.9, 8.3], [25, 20, 25, 20], [5, 5, math.nan, 15], [1, 2, 15, 20]],
+            [[75.2, -10, 101.9, 8.3], [25, 20, 25, 20], [5, 5, math.nan, 15], [0, 0, 68, 20]],
         ]
     )
 
@@ -73,7 +73,7 @@ def test_levels_of_separable_roi_align(rng: torch.Generator) -> None:
 
 
 def test_tiles_of_separable_roi_align(rng: torch.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Windows wider than a tile, and several tiles of channels."""
+    """Windows wider than a tile, one of them by a single pixel, and several tiles of channels."""
     features = pyramid(rng, torch.float32)
     rule: dict[str, Any] = {"sampling_ratio": 2, "aligned": True}
     expected = reference.pyramid_roi_align(features, boxes(), STRIDES, (2, 3), coordinates=np.float32, **rule)

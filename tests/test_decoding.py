@@ -5,12 +5,14 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from torch.export import Dim
 
 from backends import BACKENDS, use_backend
 from tolerances import decoded_box
 from trimask.engine.model import boxes as B
 from trimask.engine.model.anchors import Anchors
-from trimask.engine.model.config import AnchorConfig
+from trimask.engine.model.config import AnchorConfig, RPNConfig
+from trimask.engine.model.rpn import RPN
 from trimask.kernels.decoding import proposals
 from trimask.kernels.reference import decoding as reference
 
@@ -103,9 +105,10 @@ def test_growth_is_limited(dtype: torch.dtype) -> None:
         torch.tensor([[2000, 24000]]),
         capacity=5,
     )
-    width = boxes[0, :, 2] - boxes[0, :, 0]
-    expected = torch.tensor([16 * math.exp(min(x, LIMIT)) for x in growth], dtype=dtype)
-    torch.testing.assert_close(width, expected, rtol=0, atol=2 * decoded_box(dtype, 20500))
+    sides = boxes[0, :, 2:] - boxes[0, :, :2]
+    expected = torch.tensor([[16 * math.exp(min(x, LIMIT))] * 2 for x in growth], dtype=dtype)
+    expected[:, 1] /= 2  # the upper half lies above the picture
+    torch.testing.assert_close(sides, expected, rtol=0, atol=2 * decoded_box(dtype, 20500))
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
@@ -257,26 +260,30 @@ def test_the_registration_is_sound(rng: torch.Generator) -> None:
 
 
 @pytest.mark.host
-def test_exports_with_dynamic_sizes(rng: torch.Generator) -> None:
-    class Head(torch.nn.Module):
-        def forward(self, logits: Tensor, deltas: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
-            """[B, A, H, W] and [B, 4 A, H, W]."""
-            width = logits.shape[3]
-            scores, indices = logits.permute(0, 2, 3, 1).flatten(1).topk(50)
-            moves = deltas.permute(0, 2, 3, 1).reshape(logits.shape[0], -1, 4)
-            cells = torch.tensor([[[-8.0, -8.0, 8.0, 8.0], [-4.0, -9.0, 4.0, 9.0]]])
-            return proposals([scores], [indices], [moves], cells, [width], [(4, 4)], sizes, capacity=60)
+@torch.no_grad()
+def test_the_selection_exports_with_dynamic_sizes(rng: torch.Generator) -> None:
+    class Selection(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rpn = RPN(8, RPNConfig(pre_nms=200, post_nms=100), AnchorConfig())
 
-    def inputs(batch: int, height: int, width: int) -> tuple[Tensor, ...]:
-        maps = [torch.randn(batch, n, height, width, generator=rng) for n in (2, 8)]
-        return *maps, torch.tensor([[4 * height, 4 * width]]).expand(batch, -1)
+        def forward(self, pyramid: list[Tensor], image_sizes: Tensor) -> tuple[Tensor, Tensor]:
+            feature_sizes = [(x.shape[2], x.shape[3]) for x in pyramid]
+            padded = (4 * pyramid[0].shape[2], 4 * pyramid[0].shape[3])
+            return self.rpn.select(*self.rpn(pyramid), feature_sizes, padded, image_sizes)
 
-    from torch.export import Dim
+    def inputs(batch: int, height: int, width: int) -> tuple[list[Tensor], Tensor]:
+        """Height and width of the coarsest level."""
+        pyramid = [torch.randn(batch, 8, height << i, width << i, generator=rng) for i in range(4, -1, -1)]
+        return pyramid, torch.tensor([[60 * height, 64 * width]]).repeat(batch, 1)
 
-    dynamic = {0: Dim("b", max=64), 2: Dim("h", min=6, max=512), 3: Dim("w", min=6, max=512)}
-    shapes = (dynamic, dynamic, {0: dynamic[0]})
-    exported = torch.export.export(Head(), inputs(2, 10, 12), dynamic_shapes=shapes).module()
-    for sizes in ((1, 7, 9), (3, 20, 11)):
+    batch, height, width = Dim("batch", max=64), Dim("height", min=2, max=84), Dim("width", min=2, max=84)
+    levels = [
+        {0: batch, 2: height * n if n > 1 else height, 3: width * n if n > 1 else width} for n in (16, 8, 4, 2, 1)
+    ]
+    selection = Selection()
+    exported = torch.export.export(selection, inputs(2, 4, 6), dynamic_shapes=(levels, {0: batch})).module()
+    for sizes in ((1, 2, 3), (3, 6, 2)):
         arguments = inputs(*sizes)
-        for found, expected in zip(exported(*arguments), Head()(*arguments), strict=True):
+        for found, expected in zip(exported(*arguments), selection(*arguments), strict=True):
             assert torch.equal(found, expected)

@@ -468,18 +468,3 @@ def test_opcheck_of_mask_probabilities(rng: torch.Generator) -> None:
         labels = torch.tensor([0, 1, 1])
         torch.library.opcheck(torch.ops.trimask.mask_probabilities, (logits.to(dtype), labels))
         torch.library.opcheck(torch.ops.trimask.mask_probabilities, (logits[:, :1].to(dtype), None))
-
-
-@pytest.mark.gpu
-def test_offsets_beyond_2_31(rng: torch.Generator) -> None:
-    """2.2 GB of pixels: the last mask is what it is alone."""
-    probabilities, boxes = (
-        smooth_masks(rng, 1).expand(2100, 28, 28),
-        torch.tensor([[9.0, 9, 900, 1000]]).expand(2100, 4),
-    )
-    mask = paste_masks(probabilities[:1].cuda(), boxes[:1].cuda(), (1024, 1024), rule=PasteRule.DETECTRON2)[0]
-    assert mask.any()
-    for packed in (False, True):
-        masks = paste_masks(probabilities, boxes, (1024, 1024), rule=PasteRule.DETECTRON2, packed=packed)
-        assert torch.equal(masks[-1], masks[0])
-    assert torch.equal(masks[-1].cpu(), torch.from_numpy(np.packbits(mask.cpu().numpy(), axis=1, bitorder="little")))

@@ -126,8 +126,8 @@ def counts_of(runs: Tensor, lengths: Tensor) -> list[list[int]]:
 @pytest.mark.parametrize("size", [(1, 60), (60, 1), (48, 66)], ids=str)
 def test_runs_equal_pycocotools(rng: torch.Generator, rule: PasteRule, size: tuple[int, int]) -> None:
     coco = pytest.importorskip("pycocotools.mask")
-    probabilities, boxes = mask_case(rng, 9, size)
-    probabilities[1], probabilities[2] = torch.rand(2, 28, 28, generator=rng)  # a column changes many times
+    probabilities, boxes = mask_case(rng, 6, size)
+    probabilities[1] = torch.rand(28, 28, generator=rng)  # a column changes many times
     masks = paste_masks(probabilities, boxes, size, rule=rule).numpy()
     assert masks.all(1).any()  # a column of ones from top to bottom
     runs = counts_of(*masks_to_rle(probabilities, boxes, size, rule=rule, capacity=2000))
@@ -136,10 +136,9 @@ def test_runs_equal_pycocotools(rng: torch.Generator, rule: PasteRule, size: tup
 
 
 TILINGS = {  # programs, lanes, rows at a time, rows of a piece
-    "pieces": (16, 16, 8, 8),
-    "columns": (4, 32, 4, 1 << 10),
-    "shared": (1, 16, 32, 16),  # several columns a lane
-    "both": (8, 8, 16, 16),
+    "blocks and pieces": (8, 16, 8, 8),
+    "pieces": (4, 64, 4, 8),
+    "several columns a lane": (1, 16, 32, 16),
 }
 
 
@@ -197,10 +196,8 @@ def test_boxes_that_are_none_or_everything(rule: PasteRule) -> None:
 
 def test_pictures_that_only_a_tensor_shows_to_be_too_large() -> None:
     """On a GPU nobody reads their sizes; there is no run then, while an empty picture has one of 0."""
-    sizes = torch.tensor(
-        [(9, 9), (2**16, 2**15), (2**40, 2**40), (-1, 9), (9, -1), (-9, -9), (2**40, 0), (2, 2**30 - 1)]
-    )
-    inputs = torch.ones(8, 2, 2), torch.tensor([(0.0, 0, 1e30, 1e30)] * 8), sizes
+    sizes = torch.tensor([(9, 9), (2**16, 2**15), (2**40, 2**40), (-1, 9), (9, -1), (-9, -9), (2**40, 0)])
+    inputs = torch.ones(7, 2, 2), torch.tensor([(-1e30, -1e30, 1e30, 1e30)] * 7), sizes
     options = {"rule": PasteRule.TORCHVISION, "capacity": 4}
     if os.environ.get("TRIMASK_KERNELS") == "torch":
         with pytest.raises(ValueError, match="sizes: expected pictures of fewer than"):

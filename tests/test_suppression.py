@@ -1,6 +1,7 @@
 """Segmented NMS and the drop-in functions: indices are compared exactly, always."""
 
 import tracemalloc
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,12 +9,48 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from backends import BACKENDS, use_backend
 from trimask.kernels.cpu import suppression as host
 from trimask.kernels.reference import suppression as reference
 from trimask.kernels.suppression import batched_nms, nms, segmented_nms
 
 SIZES = (0, 1, 63, 64, 65, 1000)
+TILES = {"suppression": {"_RANKS": 4096, "_ROWS": 1024, "_PART": 32}}
+# What is about the Triton kernels alone.
+on_triton = pytest.mark.parametrize("_backend", BACKENDS[1:], indirect=True)
+# Padding is divided by 0 / 0, and not looked at.
+pytestmark = pytest.mark.filterwarnings("ignore:.* encountered in:RuntimeWarning:triton")
+
+
+@pytest.fixture(autouse=True, params=BACKENDS)
+def _backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    use_backend(request.param, monkeypatch, request.module, ("segmented_nms", "nms", "batched_nms"), TILES)
+    if request.param == "interpreter":
+        monkeypatch.setattr("triton.runtime.interpreter.InterpreterBuilder.create_fma", fused_multiply_add)
+    return request.param
+
+
+def fused_multiply_add(builder: object, x: Any, y: Any, z: Any) -> Any:
+    """Of the interpreter, x * y + z rounded once, as on a GPU; before triton 3.9 its own rounds the product, too.
+
+    As far as it goes here: exact where the sum has no more digits than the dtype, and never on its other side.
+    """
+    a, b, c = np.broadcast_arrays(x.data, y.data, z.data)
+    with np.errstate(all="ignore"):
+        if a.dtype == np.float32:
+            total = a.astype(np.float64) * b + c
+        else:
+            # Fractions in [0.5, 1) of powers of two; the product, and what it lacks by its halves (Dekker, 1971).
+            (a, a_power), (b, b_power) = np.frexp(a), np.frexp(b)
+            power = a_power + b_power
+            product, split = a * b, np.float64(2**27 + 1)
+            a_high, b_high = a * split - (a * split - a), b * split - (b * split - b)
+            a_low, b_low = a - a_high, b - b_high
+            rest = a_low * b_low - (((product - a_high * b_high) - a_low * b_high) - a_high * b_low)
+            total = np.ldexp(product + np.ldexp(c, -power) + np.where(np.isfinite(rest), rest, 0), power)
+        return type(z)(total.astype(x.data.dtype), z.dtype.scalar)
 
 
 def crowd(n: int, rng: torch.Generator, spread: float = 0.12) -> tuple[Tensor, Tensor]:
@@ -89,16 +126,20 @@ def test_exact_ratios(tenths: int, suppressed: bool, height: float) -> None:
     assert nms(boxes.double(), scores, tenths / 10).tolist() == [0, 1]
 
 
+@pytest.mark.parametrize("digits", [24, 53])
 @pytest.mark.parametrize("tenths", range(1, 10))
-def test_ratios_a_rounding_away_from_the_threshold(tenths: int, rng: torch.Generator) -> None:
+def test_ratios_a_rounding_away_from_the_threshold(tenths: int, digits: int, rng: torch.Generator) -> None:
     """Here ``intersection > threshold * union``, the same without rounding, is wrong in a hundredth of the cases."""
-    union = torch.randint(2**22, 2**24, (500,), generator=rng)
-    widths = torch.stack([union, (union * (tenths / 10)).long() + torch.arange(500) % 3 - 1], dim=1)
-    boxes = torch.stack([0 * widths, 0 * widths, widths, 0 * widths + 1], dim=2).float()  # IoU is the ratio of widths
-    scores = torch.tensor([1.0, 0.5]).expand(500, 2)
-    expected, _ = reference.segmented_nms(boxes, scores, tenths / 10, 2)
-    assert torch.equal(segmented_nms(boxes, scores, tenths / 10, 2)[0], expected)
-    assert 0 < (expected[:, 1] == 1).sum() < 500
+    union = torch.randint(2 ** (digits - 2), 2**digits, (500,), generator=rng)
+    product = (union * (tenths / 10)).long() if digits == 24 else union * tenths // 10
+    widths = torch.stack([union, product + torch.arange(500) % 3 - 1], dim=1)
+    # [500, 2, 4], each pair with a label of its own; IoU is the ratio of widths.
+    boxes = torch.stack([0 * widths, 0 * widths, widths, 0 * widths + 1], dim=2)
+    boxes = boxes.to(torch.float32 if digits == 24 else torch.float64).view(1, 1000, 4)
+    scores, labels = torch.tensor([[1.0, 0.5] * 500]), torch.arange(500).repeat_interleave(2)[None]
+    expected, count = reference.segmented_nms(boxes, scores, tenths / 10, 1000, labels=labels)
+    assert torch.equal(segmented_nms(boxes, scores, tenths / 10, 1000, labels=labels)[0], expected)
+    assert 500 < count < 1000
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8, torch.float32, torch.bool])
@@ -286,19 +327,21 @@ def test_nothing_to_do(shape: tuple[int, int]) -> None:
     assert torch.equal(count, torch.zeros(shape[0], dtype=torch.int32))
 
 
-def test_a_hundred_thousand_boxes(rng: torch.Generator) -> None:
-    cell = torch.arange(50_000)
-    corner = torch.stack([cell % 250, cell // 250], dim=1) * 8 + torch.rand(50_000, 2, generator=rng)
+def test_a_hundred_thousand_boxes(rng: torch.Generator, request: pytest.FixtureRequest) -> None:
+    half = 600 if request.getfixturevalue("_backend") == "interpreter" else 50_000
+    cell = torch.arange(half)
+    corner = torch.stack([cell % 250, cell // 250], dim=1) * 8 + torch.rand(half, 2, generator=rng)
     boxes = torch.cat([corner, corner + 6], dim=1)
-    order = torch.randperm(100_000, generator=rng)
+    order = torch.randperm(2 * half, generator=rng)
     # Each box comes twice, the second time with the lower score.
-    boxes, scores = boxes.repeat(2, 1)[order], torch.linspace(1, 0, 100_000)[order]
+    boxes, scores = boxes.repeat(2, 1)[order], torch.linspace(1, 0, 2 * half)[order]
     kept = nms(boxes, scores, 0.5)
-    assert order[kept].tolist() == list(range(50_000))
+    assert order[kept].tolist() == list(range(half))
     # And as many copies of one box.
-    assert nms(boxes[:1].expand(100_000, 4), scores, 0.5).tolist() == [int(scores.argmax())]
+    assert nms(boxes[:1].expand(2 * half, 4), scores, 0.5).tolist() == [int(scores.argmax())]
 
 
+@pytest.mark.host
 def test_memory_stays_bounded_when_a_crowd_follows_a_thin_field(rng: torch.Generator) -> None:
     field = torch.rand(8000, 1, generator=rng) + torch.arange(8000.0)[:, None] * 4 + torch.tensor([0.0, 0, 2, 2])
     boxes = torch.cat([field, torch.tensor([[0.0, 10, 9, 19]]).expand(8000, 4)])
@@ -312,6 +355,7 @@ def test_memory_stays_bounded_when_a_crowd_follows_a_thin_field(rng: torch.Gener
     assert peak < 64 * 2**20  # the 32 million pairs of the crowd alone would take 256 MiB
 
 
+@pytest.mark.host
 @pytest.mark.parametrize("constants", [(1, 1, 8), (3, 7, 4), (64, 50, 64), (512, 5, 1 << 20)])
 def test_the_block_and_chunk_sizes_change_nothing(
     constants: tuple[int, int, int], rng: torch.Generator, monkeypatch: pytest.MonkeyPatch
@@ -324,13 +368,158 @@ def test_the_block_and_chunk_sizes_change_nothing(
         one_segment(boxes, scores, threshold, 20, labels=torch.arange(150) % 2)
 
 
+# ---- the Triton kernels
+
+
+def random_segments(segments: int, n: int, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Boxes, scores and labels, of which a few are NaN or infinite."""
+    boxes, scores = (torch.stack(t) for t in zip(*(crowd(n, rng) for _ in range(segments)), strict=True))
+    boxes = torch.where(torch.rand(boxes.shape, generator=rng) < 0.01, torch.nan, boxes)
+    scores = torch.where(torch.rand(scores.shape, generator=rng) < 0.03, torch.nan, scores)
+    return boxes, scores, torch.randint(3, (segments, n), generator=rng)
+
+
+# Head of all ranks; greedy after a head of two words; chunks of three words.
+PLANS = {"head": {}, "greedy": {"_SHORT": 64}, "chunks": {"_FEW": 0, "_LONG": 96, "_SPLIT": 32}}
+
+
+@on_triton
+@pytest.mark.parametrize("n", [31, 32, 33, 63, 64, 65, 96, 97, 193])
+def test_every_plan_finds_the_same(n: int, rng: torch.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    boxes, scores, labels = random_segments(2, n, rng)
+    options = {"labels": labels, "counts": torch.tensor([n, n - 5]), "score_threshold": 0.1}
+    for some in ({}, options):
+        for max_keep in (n // 4, n):
+            expected = reference.segmented_nms(boxes, scores, 0.5, max_keep, **some)
+            for plan in PLANS.values():
+                with monkeypatch.context() as patch:
+                    for name, value in plan.items():
+                        patch.setattr(f"trimask.kernels.gpu.suppression.{name}", value)
+                    found = segmented_nms(boxes, scores, 0.5, max_keep, **some)
+                assert all(map(torch.equal, found, expected))
+
+
+@on_triton
+@pytest.mark.parametrize("plan", PLANS)
+def test_the_cap_is_kept_by_every_plan(plan: str, rng: torch.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reached within the head, at the end of a chunk and of a word, and beyond."""
+    for name, value in PLANS[plan].items():
+        monkeypatch.setattr(f"trimask.kernels.gpu.suppression.{name}", value)
+    apart = torch.arange(200.0)[:, None] * 20 + torch.tensor([0.0, 0, 10, 10])
+    scores = torch.rand(200, generator=rng)
+    for max_keep in (1, 32, 33, 95, 96, 97, 128, 199, 200, 210):
+        one_segment(apart, scores, 0.5, max_keep)
+
+
+@on_triton
+@pytest.mark.parametrize("plan", PLANS)
+def test_scores_end_anywhere(plan: str, rng: torch.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last box above the score threshold, at the ends of words and chunks; NaN scores before it."""
+    for name, value in PLANS[plan].items():
+        monkeypatch.setattr(f"trimask.kernels.gpu.suppression.{name}", value)
+    boxes, _ = crowd(200, rng)
+    for last in (0, 1, 31, 32, 33, 64, 95, 96, 97, 199):
+        scores = torch.where(torch.arange(200) < last, 0.9, 0.1)[torch.randperm(200, generator=rng)]
+        scores[torch.randperm(200, generator=rng)[:5]] = -torch.tensor(torch.nan)
+        one_segment(boxes, scores, 0.6, score_threshold=0.5)
+
+
+@on_triton
+@pytest.mark.parametrize("segments", [1, 2, 7, 70])
+def test_any_number_of_segments(segments: int, rng: torch.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    boxes, scores, labels = random_segments(segments, 40, rng)
+    expected = reference.segmented_nms(boxes, scores, 0.4, 12, labels=labels)
+    for memory in (1 << 27, 1):  # the second is for chunks of one word
+        monkeypatch.setattr("trimask.kernels.gpu.suppression._MEMORY", memory)
+        assert all(map(torch.equal, segmented_nms(boxes, scores, 0.4, 12, labels=labels), expected))
+
+
+@on_triton
+def test_the_bits_have_bounded_memory() -> None:
+    gpu = pytest.importorskip("trimask.kernels.gpu.suppression")
+    for segments in (1, 5, 40, 1000, 100_000, 10_000_000):
+        for words in (1, 32, 3125):
+            chunk = gpu._chunk(segments, words, gpu._LONG)
+            assert 1 <= chunk <= words
+            assert chunk == 1 or segments * chunk * chunk * 128 <= gpu._MEMORY
+    assert gpu._chunk(5, 32, gpu._LONG) == 32
+    assert gpu._chunk(1, 3125, gpu._LONG) == 128
+
+
+class NoSync(TorchDispatchMode):
+    """Refuses what would wait for a GPU, or bring data to it or from it; and shapes that depend on data."""
+
+    REFUSED = ("_local_scalar_dense", "item", "nonzero", "masked_select", "unique", "equal", "is_nonzero")
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        booleans = name.startswith("index") and any(
+            isinstance(i, Tensor) and i.dtype in (torch.bool, torch.uint8) for i in args[1]
+        )
+        if name in self.REFUSED or name.startswith("_unique") or booleans:
+            raise AssertionError(f"{func} waits for the device")
+        return func(*args, **(kwargs or {}))
+
+
+@on_triton
+def test_nothing_waits_for_the_device(rng: torch.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    boxes, scores, labels = random_segments(2, 100, rng)
+    counts = torch.tensor([100, 40])
+    with pytest.raises(AssertionError, match="waits"), NoSync():
+        boxes[scores > 0.5]
+    with pytest.raises(AssertionError, match="waits"), NoSync():
+        counts.max().item()
+    for plan in PLANS.values():
+        with monkeypatch.context() as patch:
+            for name, value in plan.items():
+                patch.setattr(f"trimask.kernels.gpu.suppression.{name}", value)
+            for some in ({}, {"labels": labels, "counts": counts, "score_threshold": 0.1}):
+                with NoSync():
+                    segmented_nms(boxes, scores, 0.5, 30, **some)
+
+
+@pytest.mark.parametrize("threshold", [0.0, 1e-30, 2.0**-21, 2.0**-20, 0.3, 1.0, 2.0**21])
+@pytest.mark.parametrize("scale", [2.0**-500, 2.0**-300, 2.0**-74, 2.0**-37, 1.0, 2.0**50, 2.0**300])
+def test_float64_of_any_scale_and_threshold(scale: float, threshold: float, rng: torch.Generator) -> None:
+    boxes, scores = crowd(60, rng)
+    boxes = (boxes.double() / 16).round() * scale
+    one_segment(boxes, scores, threshold)
+    one_segment((boxes / scale * min(max(scale, 2.0**-70), 2.0**60)).float(), scores, threshold)
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    ["bool", "uint8", "int8", "int16", "int32", "int64", "float16", "bfloat16", "float32", "float64"],
+)
+def test_labels_of_any_dtype(dtype: str, rng: torch.Generator) -> None:
+    boxes, scores = crowd(100, rng)
+    labels = torch.randint(3, (100,), generator=rng).to(getattr(torch, dtype))
+    if labels.is_floating_point():  # NaN equals nothing, and zeros each other
+        labels[:20] = torch.tensor([0.0, -0.0, torch.nan, -torch.inf] * 5)
+    one_segment(boxes, scores, 0.4, labels=labels)
+
+
+def test_any_strides(rng: torch.Generator) -> None:
+    boxes, scores, labels = random_segments(3, 50, rng)
+    counts = torch.tensor([50, 20, 33])
+    expected = reference.segmented_nms(boxes, scores, 0.5, 20, labels=labels[:1].expand(3, -1), counts=counts)
+    strided = {
+        "boxes": boxes.permute(2, 1, 0).contiguous().permute(2, 1, 0),
+        "scores": scores.T.contiguous().T,
+        "labels": labels[:1].expand(3, -1),
+        "counts": counts.repeat_interleave(2)[::2],
+    }
+    assert all(map(torch.equal, segmented_nms(**strided, iou_threshold=0.5, max_keep=20), expected))
+
+
 # ---- properties
 
 coordinates = st.integers(-12, 12).map(lambda v: v / 2) | st.floats(-1e3, 1e3, width=32) | st.floats(width=32)
 
 
-@settings(max_examples=300, deadline=None)
-@given(
+# As many on a GPU as on a CPU; the interpreter takes ten times as long.
+ON_TRITON = 1.0 if torch.cuda.is_available() else 0.15
+ANY_BOXES = given(
     rows=st.lists(
         st.tuples(coordinates, coordinates, coordinates, coordinates, st.integers(0, 6), st.integers(0, 2)), max_size=24
     ),
@@ -338,7 +527,9 @@ coordinates = st.integers(-12, 12).map(lambda v: v / 2) | st.floats(-1e3, 1e3, w
     ordered=st.booleans(),
     wide=st.booleans(),
 )
-def test_properties(rows: list[tuple[float, ...]], threshold: float, ordered: bool, wide: bool) -> None:
+
+
+def check_properties(rows: list[tuple[float, ...]], threshold: float, ordered: bool, wide: bool) -> None:
     table = torch.tensor(rows, dtype=torch.float32).reshape(-1, 6)
     boxes, scores, labels = table[:, :4], table[:, 4], table[:, 5].long()
     if ordered:
@@ -359,14 +550,45 @@ def test_properties(rows: list[tuple[float, ...]], threshold: float, ordered: bo
         assert not boxes[j].isfinite().all() or any(suppresses(i, j) and rank(i) < rank(j) for i in kept)
 
 
-@settings(max_examples=50, deadline=None)
-@given(seed=st.integers(0, 2**32 - 1), n=st.integers(0, 300), threshold=st.floats(0, 1), spread=st.floats(0, 0.5))
-def test_random_crowds_equal_torchvision(seed: int, n: int, threshold: float, spread: float) -> None:
+@pytest.mark.host
+@settings(max_examples=300, deadline=None)
+@ANY_BOXES
+def test_properties(**case: Any) -> None:
+    check_properties(**case)
+
+
+@on_triton
+@settings(max_examples=int(300 * ON_TRITON), deadline=None)
+@ANY_BOXES
+def test_properties_on_triton(**case: Any) -> None:
+    check_properties(**case)
+
+
+ANY_CROWD = given(
+    seed=st.integers(0, 2**32 - 1), n=st.integers(0, 300), threshold=st.floats(0, 1), spread=st.floats(0, 0.5)
+)
+
+
+def check_against_torchvision(seed: int, n: int, threshold: float, spread: float) -> None:
     ops = pytest.importorskip("torchvision").ops
     boxes, scores = crowd(n, torch.Generator().manual_seed(seed), spread)
     assert torch.equal(nms(boxes, scores, threshold), ops.nms(boxes, scores, threshold))
     whole = (boxes / 16).round() * 16  # many shared sides, exact ratios and duplicates
     assert torch.equal(nms(whole, scores, threshold), ops.nms(whole, scores, threshold))
+
+
+@pytest.mark.host
+@settings(max_examples=50, deadline=None)
+@ANY_CROWD
+def test_random_crowds_equal_torchvision(**case: Any) -> None:
+    check_against_torchvision(**case)
+
+
+@on_triton
+@settings(max_examples=int(50 * ON_TRITON), deadline=None)
+@ANY_CROWD
+def test_random_crowds_equal_torchvision_on_triton(**case: Any) -> None:
+    check_against_torchvision(**case)
 
 
 # ---- as an op

@@ -61,7 +61,7 @@ class RPN(nn.Module):
         Returns:
             boxes float32 [B, post_nms, 4] by falling score, zeros beyond the count, and the count int64 [B].
         """
-        config, batch = self.config, len(image_sizes)
+        config, batch = self.config, image_sizes.shape[0]
         chosen = [score.topk(min(config.pre_nms, score.shape[1])) for score in logits]  # [B, k] each
         # Every (picture, level) is a segment of the suppression: [B * levels, pre_nms, 4] and [B * levels, pre_nms].
         boxes, scores = proposals(

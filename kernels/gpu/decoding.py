@@ -20,7 +20,7 @@ from .roi_geometry import select
 
 __all__ = ["proposals"]
 
-# Rows of a program, one a lane of 4 warps: 1000 anchors on each of 5 levels make 40 programs. Not measured on a GPU yet.
+# Rows of a program, one a lane of 4 warps: 1000 anchors on each of 5 levels make 40 programs. Not measured yet.
 _BLOCK = 128
 _WARPS = 4
 

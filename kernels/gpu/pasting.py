@@ -5,9 +5,9 @@ A pixel reads its mask bilinearly, from the cells k and k + 1 along each axis, w
 bound: a cell that is not beside the pixel weighs nothing. What a row or a column shares is computed once for it. Each
 operation is rounded once, in the order of `cpu.masks`.
 
-`_paste_kernel` takes some rows of one picture. They are one stretch of memory, which it clears by 16 bytes a thread,
-wherever the rows begin; over that it writes the pixels under the box, if the box meets the rows. So the clear runs at
-the speed of the memory, every byte reaches it once, and the rest is work proportional to the visible area of the boxes.
+`_paste_kernel` takes some rows of one picture and writes every byte of them once. Rows that no box meets are one stretch
+of memory, cleared by 16 bytes a thread, wherever it begins; of the others, what lies beside the box is cleared likewise,
+and the rest is sampled. So the work beyond the writing is proportional to the visible area of the boxes.
 """
 
 import torch
@@ -111,15 +111,17 @@ def _probability(cell, REAL: tl.constexpr):
 
 @triton.jit
 def _clear(out_ptr, begin, end, BLOCK: tl.constexpr):
-    """Zeros into the bytes from begin up to end, by 16 except at the two ends."""
-    first = tl.cdiv(begin, 16) * 16
+    """Zeros into the bytes from begin up to end of some stretches, int64 `[S]`, by 16 except at their ends."""
+    first = (begin + 15) // 16 * 16
     last = end // 16 * 16
-    edge = tl.arange(0, 16)
-    tl.store(out_ptr + begin + edge, 0, mask=begin + edge < tl.minimum(first, end))
-    for start in range(first, last, BLOCK):
-        byte = start + tl.arange(0, BLOCK)
-        tl.store(out_ptr + byte, 0, mask=byte < last)
-    tl.store(out_ptr + last + edge, 0, mask=(last + edge >= first) & (last + edge < end))
+    edge = tl.arange(0, 16)[None, :]
+    head = begin[:, None] + edge
+    tail = last[:, None] + edge
+    tl.store(out_ptr + head, 0, mask=head < tl.minimum(first, end)[:, None])
+    tl.store(out_ptr + tail, 0, mask=(tail >= first[:, None]) & (tail < end[:, None]))
+    for start in range(0, tl.max(last - first), BLOCK):
+        byte = first[:, None] + (start + tl.arange(0, BLOCK))[None, :]
+        tl.store(out_ptr + byte, 0, mask=byte < last[:, None])
 
 
 @triton.jit(do_not_specialize=["height", "width"])
@@ -146,19 +148,26 @@ def _paste_kernel(
     pixels_a_byte: tl.constexpr = 8 if PACKED else 1
     stride = tl.cdiv(width, pixels_a_byte)
     begin = (n.to(tl.int64) * height + start) * stride
-    _clear(out_ptr, begin, begin + tl.minimum(height - start, ROWS).to(tl.int64) * stride, CLEARED)
+    end = begin + tl.minimum(height - start, ROWS).to(tl.int64) * stride
+    threshold = tl.full((), threshold, REAL)
 
     y, high, top, bottom, x, wide, left, right = box_region(
         boxes_ptr, n, height, width, M, PADDING, INTEGER_BOXES, REAL
     )
-    threshold = tl.full((), threshold, REAL)
-    if (top < start + ROWS) & (bottom > start) & (left < right):
-        tl.debug_barrier()  # what follows overwrites zeros of other threads
-        mask_ptr = masks_ptr + n.to(tl.int64) * (M * M)
+    if (top >= start + ROWS) | (bottom <= start) | (left >= right):
+        whole = tl.zeros((1,), tl.int64)
+        _clear(out_ptr, begin + whole, end + whole, CLEARED)
+    else:
         rows = start + tl.arange(0, ROWS)
-        row, above, below = cells_beside(rows, y, high, M, PADDING)  # [ROWS]
         seen = (rows >= top) & (rows < bottom)
-        line_ptr = out_ptr + begin + tl.arange(0, ROWS).to(tl.int64) * stride
+        line = begin + tl.arange(0, ROWS).to(tl.int64) * stride  # where the rows begin
+        next_line = tl.minimum(line + stride, end)
+        line = tl.minimum(line, end)
+        _clear(out_ptr, line, tl.where(seen, line + left // pixels_a_byte, next_line), CLEARED // ROWS)
+        behind_box = tl.where(seen, line + tl.cdiv(right, pixels_a_byte), next_line)
+        _clear(out_ptr, behind_box, next_line, CLEARED // ROWS)
+        mask_ptr = masks_ptr + n.to(tl.int64) * (M * M)
+        row, above, below = cells_beside(rows, y, high, M, PADDING)  # [ROWS]
         for at in range(left // pixels_a_byte, tl.cdiv(right, pixels_a_byte), COLUMNS):
             byte = at + tl.arange(0, COLUMNS)
             value = tl.zeros((ROWS, COLUMNS), tl.uint8)
@@ -180,7 +189,7 @@ def _paste_kernel(
                 inside = inside & ((columns >= left) & (columns < right))[None, :]
                 value |= (inside.to(tl.int32) << bit).to(tl.uint8)
             used = byte < tl.cdiv(right, pixels_a_byte)
-            tl.store(line_ptr[:, None] + byte[None, :], value, mask=seen[:, None] & used[None, :])
+            tl.store(out_ptr + line[:, None] + byte[None, :], value, mask=seen[:, None] & used[None, :])
 
 
 @triton.jit(do_not_specialize=["classes"])

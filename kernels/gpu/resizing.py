@@ -210,7 +210,7 @@ def _neighbours(i, extent, scale):
     """The pixels on either side of output `i` of an axis, and how far it lies from the first to the second."""
     at = tl.maximum((i.to(tl.float32) + 0.5) * scale - 0.5, 0.0)
     low = tl.minimum(at.to(tl.int32), extent - 1)
-    return low, tl.minimum(low + 1, extent - 1), tl.minimum(at - low.to(tl.float32), 1.0)
+    return low, tl.minimum(low + 1, extent - 1), at - low.to(tl.float32)
 
 
 @triton.jit(

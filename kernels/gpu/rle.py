@@ -67,7 +67,7 @@ def _before(lanes_ptr, programs_ptr, block, piece, pieces, PROGRAMS: tl.constexp
         changes = tl.load(lanes_ptr + lane)
         in_column += changes
         above += tl.where(other < piece, changes, 0)
-        last_above = tl.maximum(last_above, tl.load(lanes_ptr + LANES + lane, mask=other < piece, other=0))
+        last_above = tl.maximum(last_above, tl.where(other < piece, tl.load(lanes_ptr + LANES + lane), 0))
         last_left = tl.maximum(last_left, tl.load(lanes_ptr + LANES + lane - 1, mask=lane > 0, other=0))
         lanes_ptr += 2 * LANES
     last_left = tl.associative_scan(last_left, 0, _larger)
@@ -116,7 +116,7 @@ def _runs_kernel(
     columns = tl.cdiv(end_column - left, PROGRAMS * LANES)  # of a lane
     lanes = tl.cdiv(end_column - left, tl.maximum(columns, 1))
     blocks = tl.cdiv(lanes, LANES)
-    pieces = tl.minimum(PROGRAMS // tl.maximum(blocks, 1), tl.cdiv(end_row - top, PIECE))
+    pieces = tl.maximum(tl.minimum(PROGRAMS // tl.maximum(blocks, 1), tl.cdiv(end_row - top, PIECE)), 1)
     rows = tl.cdiv(tl.cdiv(end_row - top, pieces), ROWS) * ROWS  # of a piece
 
     lanes_ptr += n * (PROGRAMS * 2 * LANES)
@@ -231,7 +231,7 @@ def masks_to_rle(
                     WRITE=write,
                     PROGRAMS=_PROGRAMS,
                     LANES=_LANES,
-                    ROWS=_ROWS,
+                    ROWS=_ROWS // 2 if probabilities.dtype == torch.float64 else _ROWS,  # the same registers
                     PIECE=_PIECE,
                     ZEROS=_ZEROS,
                     num_warps=_WARPS,

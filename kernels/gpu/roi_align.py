@@ -41,16 +41,8 @@ _WARPS = 4
 _BINS = 1  # of a thread
 _PIXEL_BYTES = 128  # of a pixel in a tile of channels_last features: a line of the cache, read by 8 threads
 _PLANES = 16  # channels of a tile of planar features: a warp reads 32 bins of one, side by side
+_WIDE = 2**31  # values of an image from which on offsets in it take 64 bits
 _PROGRAMS = 1024  # about what a large GPU runs at a time: if there are fewer bins, more programs share their channels
-
-
-@triton.jit
-def _spread(x, LAST: tl.constexpr):
-    """A vector along the last dimension of a tile, or the first."""
-    if LAST:
-        return x[None, :]
-    else:
-        return x[:, None]
 
 
 @triton.jit
@@ -71,14 +63,14 @@ def _pool(
     RATIO: tl.constexpr,
     REAL: tl.constexpr,
     MAX: tl.constexpr,
-    PLANAR: tl.constexpr,
+    DIM: tl.constexpr,
 ):
     """The average or the largest sample of each bin and channel, in REAL.
 
     Args:
-        tile: Pointers to the first pixels of the planes, [bins, channels], or [channels, bins] if PLANAR.
-        wanted: The channels that there are, of a shape that can be broadcast to that.
-        valid: Of the bins, [bins], as what follows.
+        tile: Pointers to the first pixel of the image and channel; the channels lie along DIM.
+        wanted: Which channels there are, with 1 bin.
+        valid: Whether the bin's RoI is; [bins], as what follows.
         line, COLUMN: From a line to the next and from a column to the next, in values.
     """
     UNROLL: tl.constexpr = RATIO if RATIO < 3 else 1
@@ -88,14 +80,16 @@ def _pool(
     else:
         first_y, count_y = sample_range(edge_y, size_y, samples_y, height)
         first_x, count_x = sample_range(edge_x, size_x, samples_x, width)
-        steps_y = tl.max(tl.where(valid, count_y, 0), 0)
-        steps_x = tl.max(tl.where(valid, count_x, 0), 0)
+        count_y = tl.where(valid, count_y, 0)
+        count_x = tl.where(valid, count_x, 0)
+        steps_y = tl.max(count_y, 0)
+        steps_x = tl.max(count_x, 0)
     result = tl.full(tile.shape, float("-inf") if MAX else 0.0, REAL)
     for i in tl.range(0, steps_y, loop_unroll_factor=UNROLL):
         here_y = valid
         step_y = i
         if RATIO == 0:
-            here_y = valid & (i < count_y)
+            here_y = i < count_y
             step_y = first_y + i
         top, bottom, above, below, inside_y = sample(edge_y, size_y, samples_y, step_y, height, RATIO)
         top = top * line
@@ -109,23 +103,23 @@ def _pool(
             left, right, before, after, inside_x = sample(edge_x, size_x, samples_x, step_x, width, RATIO)
             left = left.to(line.dtype) * COLUMN
             right = right.to(line.dtype) * COLUMN
-            mask = _spread(here & inside_y & inside_x, PLANAR) & wanted
+            mask = tl.expand_dims(here & inside_y & inside_x, DIM) & wanted
             value = tl.zeros(tile.shape, REAL) if MAX else result
             for corner in tl.static_range(4):
                 offset = (bottom if corner // 2 else top) + (right if corner % 2 else left)
                 weight = (below if corner // 2 else above) * (after if corner % 2 else before)
-                pixel = tl.load(tile + _spread(offset, PLANAR), mask=mask, other=0.0).to(REAL)
-                value = tl.fma(_spread(weight, PLANAR), pixel, value)
+                pixel = tl.load(tile + tl.expand_dims(offset, DIM), mask=mask, other=0.0).to(REAL)
+                value = tl.fma(tl.expand_dims(weight, DIM), pixel, value)
             if MAX:
-                larger = tl.maximum(result, value, propagate_nan=tl.PropagateNan.ALL)
-                result = tl.where(_spread(here, PLANAR), larger, result)
+                value = tl.where(tl.expand_dims(here, DIM), value, float("-inf"))
+                result = tl.maximum(result, value, propagate_nan=tl.PropagateNan.ALL)
             else:
                 result = value
     if MAX:
-        result = tl.where(_spread(valid, PLANAR), result, 0.0)
+        result = tl.where(tl.expand_dims(valid, DIM), result, 0.0)
     else:
         share = divide(tl.full(valid.shape, 1.0, REAL), samples_y * samples_x)
-        result *= _spread(share, PLANAR)
+        result *= tl.expand_dims(share, DIM)
     return result
 
 
@@ -199,19 +193,24 @@ def _roi_align_kernel(
         pixels = tl.multiple_of(pixels, 16)
     COLUMN: tl.constexpr = 1 if PLANAR else C
     line = width.to(OFFSET) * COLUMN
-    row = k.to(tl.int64) * (C * BINS_Y * BINS_X) + bin if PLANAR_OUT else q.to(tl.int64) * C
-    busy = tl.max(there.to(tl.int32), 0) > 0  # not so for padding, of which there may be much
+    busy = True  # not where all is padding, of which there may be much; adaptive sampling sees that by itself
+    if RATIO > 0:
+        busy = tl.max(there.to(tl.int32), 0) > 0
+    DIM: tl.constexpr = 0 if PLANAR else 1
+    OUT_DIM: tl.constexpr = 0 if PLANAR_OUT else 1
     for block in range(group * span, tl.minimum((group + 1) * span, blocks)):
         channel = block * CHANNELS + tl.arange(0, CHANNELS)
+        wanted = tl.expand_dims(channel < C, 1 - DIM)
+        tile = tl.expand_dims(pixels, DIM)
         if PLANAR:
-            tile = _spread(pixels, True) + _spread(channel.to(OFFSET), False) * _spread(plane.to(OFFSET), True)
+            tile += tl.expand_dims(channel.to(OFFSET), 1 - DIM) * tl.expand_dims(plane.to(OFFSET), DIM)
         else:
-            tile = _spread(pixels, False) + _spread(channel, True)
+            tile += tl.expand_dims(channel, 1 - DIM)
         result = tl.zeros(tile.shape, REAL)
         if busy:
             result = _pool(
                 tile,
-                _spread(channel < C, not PLANAR),
+                wanted,
                 valid,
                 edge_y,
                 edge_x,
@@ -226,13 +225,18 @@ def _roi_align_kernel(
                 RATIO,
                 REAL,
                 MAX,
-                PLANAR,
+                DIM,
             )
-        if PLANAR != PLANAR_OUT:
+        if DIM != OUT_DIM:
             result = tl.trans(result)
-        values_ptr = out_ptr + _spread(row, PLANAR_OUT)
-        values_ptr += _spread(channel * (BINS_Y * BINS_X) if PLANAR_OUT else channel, not PLANAR_OUT)
-        mask = _spread(live, PLANAR_OUT) & _spread(channel < C, not PLANAR_OUT)
+        if PLANAR_OUT:
+            place_of_bin = k.to(tl.int64) * (C * BINS_Y * BINS_X) + bin
+            place_of_channel = channel * (BINS_Y * BINS_X)
+        else:
+            place_of_bin = q.to(tl.int64) * C
+            place_of_channel = channel
+        values_ptr = out_ptr + tl.expand_dims(place_of_bin, OUT_DIM) + tl.expand_dims(place_of_channel, 1 - OUT_DIM)
+        mask = tl.expand_dims(live, OUT_DIM) & tl.expand_dims(channel < C, 1 - OUT_DIM)
         tl.store(values_ptr, result.to(out_ptr.dtype.element_ty), mask=mask)
 
 
@@ -287,7 +291,7 @@ def roi_align(
             PLANAR=planar,
             PLANAR_OUT=not channels_last,
             VECTORS=not planar and c % vector == 0 and all(f.data_ptr() % 16 == 0 for f in features),
-            OFFSET=tl.int32 if all(f[:1].numel() < 2**31 for f in features) else tl.int64,
+            OFFSET=tl.int32 if all(f[:1].numel() < _WIDE for f in features) else tl.int64,
             BINS=bins,
             CHANNELS=channels,
             num_warps=_WARPS,

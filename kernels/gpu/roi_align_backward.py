@@ -140,6 +140,8 @@ def _roi_align_backward_kernel(
     CHANNELS: tl.constexpr,
 ):
     """Add the gradients of bins to the totals; or to MEASURE, find the bits of the largest magnitude among them."""
+    # Where four floats are added at once, they are one thread's. Else, neighbours are those of the next thread.
+    SPREAD: tl.constexpr = MAX or FIXED or not cuda_capability_geq(9, 0)
     blocks: tl.constexpr = (C + CHANNELS - 1) // CHANNELS
     q = tl.program_id(0) // blocks * BINS + tl.arange(0, BINS)
     channel = tl.program_id(0) % blocks * CHANNELS + tl.arange(0, CHANNELS)
@@ -173,7 +175,10 @@ def _roi_align_backward_kernel(
         return
     mask = valid[:, None] & (channel < C)  # [B, C], and so are all that are multiplied below
     offset = k.to(tl.int64) * stride_k + i.to(tl.int64) * stride_h + j.to(tl.int64) * stride_w
-    grad = tl.load(grad_ptr + offset[:, None] + channel.to(tl.int64) * stride_c, mask=mask, other=0.0).to(REAL)
+    bin_ptr = grad_ptr + offset[:, None] + channel.to(tl.int64) * stride_c
+    if SPREAD:
+        bin_ptr = tl.multiple_of(bin_ptr, [1, 1])
+    grad = tl.load(bin_ptr, mask=mask, other=0.0).to(REAL)
     if MEASURE:
         size = tl.abs(grad)  # a larger number has larger bits, and NaN the largest
         if REAL.primitive_bitwidth == 64:
@@ -219,7 +224,8 @@ def _roi_align_backward_kernel(
                 for n in tl.static_range(4):
                     row = (bottom if n // 2 else top).to(tl.int64) * width + (right if n % 2 else left)
                     weight = (below if n // 2 else above) * (after if n % 2 else before)
-                    pixel = tl.load((pixels_ptr + row * C)[:, None] + channel, mask=read, other=0.0).to(REAL)
+                    pixel_ptr = tl.multiple_of((pixels_ptr + row * C)[:, None] + channel, [1, 1])
+                    pixel = tl.load(pixel_ptr, mask=read, other=0.0).to(REAL)
                     value = tl.fma(weight[:, None], pixel, value)
                 larger = (value > best) | ((value != value) & (best == best))
                 larger &= ((step_y < count_y) & (step_x < count_x))[:, None]
@@ -265,9 +271,8 @@ def _roi_align_backward_kernel(
                     term = term.to(tl.int64)
                 here = mask & (weight != 0)
                 pixel_ptr = (total_ptr + row * C)[:, :, :, None] + channel
-                if FIXED or not cuda_capability_geq(9, 0):
-                    # Where there are no additions of four floats at once, the threads of a warp are side by side.
-                    pixel_ptr = tl.max_contiguous(pixel_ptr, [1, 1, 1, 1])
+                if SPREAD:
+                    pixel_ptr = tl.multiple_of(pixel_ptr, [1, 1, 1, 1])
                 tl.atomic_add(pixel_ptr, term, mask=here, sem="relaxed")
 
 

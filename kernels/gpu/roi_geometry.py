@@ -246,8 +246,8 @@ def place(
     if not ALIGNED:
         width = tl.maximum(width, 1.0)
         height = tl.maximum(height, 1.0)
-    size_y = _divide_by(height, tl.full(height.shape, BINS_Y, REAL), BINS_Y)
-    size_x = _divide_by(width, tl.full(width.shape, BINS_X, REAL), BINS_X)
+    size_y = divide(height, tl.full(height.shape, BINS_Y, REAL))
+    size_x = divide(width, tl.full(width.shape, BINS_X, REAL))
     if RATIO > 0:
         samples_y = tl.full(height.shape, RATIO, REAL)
         samples_x = tl.full(width.shape, RATIO, REAL)
@@ -258,15 +258,6 @@ def place(
         samples_y = tl.ceil(size_y)
         samples_x = tl.ceil(size_x)
     return start_y, start_x, size_y, size_x, samples_y, samples_x, valid
-
-
-@triton.jit
-def _divide_by(x, divisor, KNOWN: tl.constexpr):
-    """x / divisor, rounded once. `KNOWN` is the divisor where the compiler knows it, else 0."""
-    if KNOWN > 0 and (KNOWN & (KNOWN - 1)) == 0:
-        return x * (1.0 / KNOWN)  # exact for powers of two, and a tenth of the instructions
-    else:
-        return divide(x, divisor)
 
 
 @triton.jit
@@ -306,7 +297,12 @@ def sample(edge, size, samples, step, extent, RATIO: tl.constexpr):
         lower, upper: Their weights, which add up to 1, in the dtype of `edge`;
         inside: Whether the sample lies in -1..extent. Where not it is zero, whatever the pixels hold.
     """
-    position = edge + _divide_by((step + 0.5) * size, samples, RATIO)
+    distance = (step + 0.5) * size
+    if RATIO > 0 and (RATIO & (RATIO - 1)) == 0:
+        distance *= 1.0 / RATIO  # as exact, for a power of two, and a tenth of the instructions
+    else:
+        distance = divide(distance, samples)
+    position = edge + distance
     inside = (position >= -1.0) & (position <= extent.to(edge.dtype))
     position = tl.minimum(tl.maximum(position, 0.0), (extent - 1).to(edge.dtype))
     whole = tl.floor(position)

@@ -137,7 +137,8 @@ def segmented_nms(
 
     outputs: dict[str, Any] = {"keep_ptr": keep, "count_ptr": count, "max_keep": max_keep}
     pairs = {"labels_ptr": ranked_labels, **_threshold_arguments(iou_threshold, real)}
-    tile = {"ROWS": _ROWS * 4 // real.itemsize, "PART": _PART}
+    rows = min(_ROWS * 4 // real.itemsize, triton.next_power_of_2(chunk * 32))
+    tile: dict[str, Any] = {"ROWS": rows, "PART": _PART}
     options: dict[str, Any] = {"num_warps": _WARPS, "enable_fp_fusion": False}
     with current_device(boxes.device):
         sorted_scores, order = torch.sort(scores.contiguous(), dim=1, descending=True, stable=True)
@@ -164,7 +165,7 @@ def segmented_nms(
             **options,
         )
         for start in range(0, chunk if few else words, chunk):
-            overlap_kernel[(segments * triton.cdiv(chunk * 32, tile["ROWS"]) * chunk,)](
+            overlap_kernel[(segments * triton.cdiv(chunk * 32, rows) * chunk,)](
                 **pairs,
                 **tile,
                 overlaps_ptr=overlaps,
@@ -195,7 +196,7 @@ def segmented_nms(
             later = words - start - chunk
             if later > 0 and not few:
                 splits = triton.cdiv(chunk * 32, _SPLIT)
-                strike_kernel[(segments * triton.cdiv(later * 32, tile["ROWS"]) * splits,)](
+                strike_kernel[(segments * triton.cdiv(later * 32, rows) * splits,)](
                     **pairs,
                     **tile,
                     ranked_ptr=ranked,
@@ -222,7 +223,7 @@ def segmented_nms(
                 start=chunk,
                 list_length=list_length,
                 KEPT=max(32, triton.next_power_of_2(max_keep)),
-                **options,
+                **{**options, "num_warps": 2 * _WARPS},
             )
     return keep, count
 
@@ -250,7 +251,7 @@ def _threshold_arguments(iou_threshold: float, dtype: torch.dtype) -> dict[str, 
     real: Any = np.float64 if dtype == torch.float64 else np.float32
     with np.errstate(over="ignore"):
         threshold = real(iou_threshold)
-    if threshold > iou_threshold:
+    if float(threshold) > iou_threshold:
         threshold = np.nextafter(threshold, real(-np.inf))
     divide = not 2.0**-20 <= threshold <= 2.0**20
     half_gap = 0.0 if divide else float(np.nextafter(threshold, real(np.inf)) - threshold) / 2
