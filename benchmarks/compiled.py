@@ -186,7 +186,7 @@ def _widest(instruction: str, code: str) -> int:
 
 def _inexact(ptx: str) -> list[str]:
     approximate = re.findall(r"\b(?:(?:div|sqrt)\.(?:full|approx)|rcp|rsqrt)[a-z.]*\.f32", ptx)
-    fusible = re.findall(r"\b(?:mul|add|sub)\.f(?:32|64)\b", ptx)
+    fusible = re.findall(r"(?<!\.)\b(?:mul|add|sub)\.f(?:32|64)\b", ptx)  # `atom.add.f32` is another matter
     return sorted({*approximate, *fusible})
 
 

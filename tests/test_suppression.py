@@ -144,8 +144,11 @@ def test_ratios_a_rounding_away_from_the_threshold(tenths: int, digits: int, rng
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8, torch.float32, torch.bool])
 @pytest.mark.parametrize("n", [0, 1, 65, 1000])
-def test_batched_equals_the_loop_over_classes(n: int, dtype: torch.dtype, rng: torch.Generator) -> None:
+def test_batched_equals_the_loop_over_classes(
+    n: int, dtype: torch.dtype, rng: torch.Generator, request: pytest.FixtureRequest
+) -> None:
     ops = pytest.importorskip("torchvision").ops
+    n = min(n, 200) if request.getfixturevalue("_backend") == "interpreter" else n
     boxes, scores = crowd(n, rng)
     boxes = boxes - 5000  # where class offsets by the largest coordinate fail
     classes = torch.randint(7, (n,), generator=rng).to(dtype)
@@ -518,7 +521,7 @@ coordinates = st.integers(-12, 12).map(lambda v: v / 2) | st.floats(-1e3, 1e3, w
 
 
 # As many on a GPU as on a CPU; the interpreter takes ten times as long.
-ON_TRITON = 1.0 if torch.cuda.is_available() else 0.15
+ON_TRITON = 1.0 if torch.cuda.is_available() else 0.1
 ANY_BOXES = given(
     rows=st.lists(
         st.tuples(coordinates, coordinates, coordinates, coordinates, st.integers(0, 6), st.integers(0, 2)), max_size=24

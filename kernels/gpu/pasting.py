@@ -5,9 +5,9 @@ A pixel reads its mask bilinearly, from the cells k and k + 1 along each axis, w
 bound: a cell that is not beside the pixel weighs nothing. What a row or a column shares is computed once for it. Each
 operation is rounded once, in the order of `cpu.masks`.
 
-`_paste_kernel` takes some rows of one picture and writes every byte of them once. Rows that no box meets are one stretch
-of memory, cleared by 16 bytes a thread, wherever it begins; of the others, what lies beside the box is cleared likewise,
-and the rest is sampled. So the work beyond the writing is proportional to the visible area of the boxes.
+`_paste_kernel` takes some rows of one picture and writes every byte of them once. Rows that no box meets are one
+stretch of memory, cleared by 16 bytes a thread, wherever it begins; of the others, what lies beside the box is cleared
+likewise, and the rest is sampled. So the work beyond the writing is proportional to the visible area of the boxes.
 """
 
 import torch
@@ -212,7 +212,7 @@ def _probabilities_kernel(
     label = tl.load(labels_ptr + n).to(tl.int64) if labels_ptr is not None else n * 0
     known = (label >= 0) & (label < classes)
     place = n * stride_n + label * stride_c + (cell // M).to(tl.int64) * stride_h + (cell % M).to(tl.int64) * stride_w
-    logit = tl.load(logits_ptr + place, mask=known & (cell < M * M), other=0.0).to(REAL)
+    logit = tl.load(logits_ptr + place, mask=cell < tl.where(known, M * M, 0), other=0.0).to(REAL)
     one = tl.full((BLOCK,), 1, REAL)
     value = tl.where(known, divide(one, one + tl.exp(-logit)), 0.0)
     tl.store(out_ptr + n * (M * M) + cell, value, mask=cell < M * M)

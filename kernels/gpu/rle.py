@@ -1,14 +1,14 @@
 """COCO's run lengths of pasted masks in Triton, in two launches and with no dense mask in between.
 
-A run ends where pixel p = x * height + y differs from p - 1. The visible part of a box is dealt out to a fixed number of
-programs, so that neither the grid nor the scratch memory depends on the pictures' sizes, which may be known to the device
-alone: blocks of `_LANES` columns, each cut into pieces of rows while there are programs left. A lane walks down its
-column, `_ROWS` pixels at a time as bits of a word: the changes are the bits of `word ^ (word << 1 | the bit above)`.
+A run ends where pixel p = x * height + y differs from p - 1. The visible part of a box is dealt out to a fixed number
+of programs, so that neither the grid nor the scratch memory depends on the pictures' sizes, which may be known to the
+device alone: blocks of `_LANES` columns, each cut into pieces of rows while there are programs left. A lane walks down
+its column, `_ROWS` pixels at a time as bits of a word, whose changes are `word ^ (word << 1 | the bit above)`.
 The first launch counts the changes of every lane and notes the place of the last; in the second each lane sums up what
 lies before it, which tells it the number and the start of its first run, walks again, and writes its runs.
 
-Where the visible part is as high as the picture, a column continues the one before: its first pixel is compared with the
-last one there, and behind the last column comes one of zeros. Elsewhere behind the last row comes one of zeros.
+Where the visible part is as high as the picture, a column continues the one before: its first pixel is compared with
+the last one there, and behind the last column comes one of zeros. Elsewhere behind the last row comes one of zeros.
 """
 
 import torch

@@ -6,9 +6,10 @@ a pixel has one atomic addition for them, of all its channels side by side. The 
 alone: it is looked for again in every channel, the first of equals, and adds to its four pixels.
 
 Atomic sums of floats round differently from run to run. Where torch's deterministic algorithms are asked for, sums are
-of 64-bit fixed-point numbers, which any order adds up alike. As b bins add no more than ``b * max|g|`` to a pixel, and
-the point is where that is up to 2^62, nothing overflows, and a term is off by less than ``2^(ceil(log2 b) - 58) *
-max|g|``. A gradient of any RoI that is there which is not finite makes all of them NaN then.
+of 64-bit fixed-point numbers, which any order adds up alike. As b bins add no more than ``b * max|g|`` to a pixel, the
+point is put where that is within 2^62: nothing overflows, and a term is cut off by less than ``2^(ceil(log2 b) - 60)``
+of max|g|, or of the smallest normal number if that is larger. A gradient that is not finite, of any RoI that is there,
+makes all of them NaN then.
 """
 
 from collections.abc import Sequence

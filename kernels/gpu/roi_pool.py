@@ -6,8 +6,7 @@ The corners of a RoI, scaled to the map, are rounded to pixels, halves away from
 
 A program takes a few bins of one RoI, which are of a size within a pixel, by a block of channels, and walks over the
 pixels of all its bins at once. Channels lie side by side in channels_last memory, so that is what is fast; any strides
-are right. A NaN is larger than any number and the first of equals is taken, so that the gradient, which goes to that
-pixel, is the same on every run up to the order of its atomic sums.
+are right. The gradient goes to the largest pixel, the first of equals, or to the last NaN.
 """
 
 from collections.abc import Sequence
@@ -133,7 +132,7 @@ def _roi_pool_kernel(
             mask = inside[:, None] & (channel < channels)[None, :]
             offset = tl.cast(line, tl.int64) * stride_h + tl.cast(column, tl.int64) * stride_w
             value = tl.load(pixel_ptr + offset, mask=mask, other=float("-inf")).to(REAL)
-            larger = (value > best) | ((value != value) & (best == best))
+            larger = (value > best) | (value != value)
             best = tl.where(larger, value, best)
             number = tl.where(larger, line * columns + column, number)
 
