@@ -37,10 +37,15 @@ class Anchors(nn.Module):
             feature_size: (height, width) of the level's map.
             padded_size: (height, width) of the network's input.
         """
-        rows, columns = feature_size
+        columns = feature_size[1]
         per_cell = self.cells.shape[1]
-        down = padded_size[0] // rows if self.stride_from_size else STRIDES[level]
-        right = padded_size[1] // columns if self.stride_from_size else STRIDES[level]
+        down, right = self.stride(level, feature_size, padded_size)
         cell = index // per_cell
         shift = torch.stack([cell % columns * right, cell // columns * down], -1).repeat(*[1] * index.dim(), 2)
         return self.cells[level][index % per_cell] + shift
+
+    def stride(self, level: int, feature_size: tuple[int, int], padded_size: tuple[int, int]) -> tuple[int, int]:
+        """Pixels of the padded picture (down, right) from a cell of a level to the next; see :meth:`at`."""
+        if not self.stride_from_size:
+            return STRIDES[level], STRIDES[level]
+        return padded_size[0] // feature_size[0], padded_size[1] // feature_size[1]

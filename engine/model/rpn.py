@@ -9,7 +9,6 @@ from ...kernels import proposals, segmented_nms
 from . import boxes as B
 from .anchors import Anchors
 from .config import AnchorConfig, RPNConfig
-from .fpn import STRIDES
 from .layers import ConvNorm, relu
 
 __all__ = ["BOX_WEIGHTS", "RPN"]
@@ -70,7 +69,7 @@ class RPN(nn.Module):
             deltas,
             self.anchors.cells,
             [columns for _, columns in feature_sizes],
-            self._strides(feature_sizes, padded_size),
+            [self.anchors.stride(level, size, padded_size) for level, size in enumerate(feature_sizes)],
             image_sizes,
             capacity=config.pre_nms,
             min_size=config.min_size,
@@ -86,10 +85,3 @@ class RPN(nn.Module):
         there = best > -torch.inf
         boxes = boxes.gather(1, index[..., None].expand(-1, -1, 4)) * there[..., None]
         return boxes, there.sum(1)
-
-    def _strides(self, feature_sizes: Sequence[tuple[int, int]], padded_size: tuple[int, int]) -> list[tuple[int, int]]:
-        """Pixels (down, right) from a cell to the next, as :meth:`Anchors.at` takes them."""
-        if not self.anchors.stride_from_size:
-            return [(stride, stride) for stride in STRIDES[: len(feature_sizes)]]
-        height, width = padded_size
-        return [(height // rows, width // columns) for rows, columns in feature_sizes]
