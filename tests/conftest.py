@@ -17,7 +17,8 @@ def pytest_report_header() -> str:
     return f"seed: {_SEED} (set TRIMASK_TEST_SEED to repeat)"
 
 
-_SEED = int(os.environ.get("TRIMASK_TEST_SEED", int.from_bytes(os.urandom(3), "little")))
+# In the environment, where the processes that share the tests find it.
+_SEED = int(os.environ.setdefault("TRIMASK_TEST_SEED", str(int.from_bytes(os.urandom(3), "little"))))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
