@@ -1,7 +1,7 @@
 """RoIAlign as two small matrix products, which load each pixel under a RoI once.
 
-A bilinear sample weighs pixels by their line and by their column separately, and so does the average of a bin's samples.
-Of a RoI with bins (i, j) and pixels (y, x) of its window, for every channel::
+A bilinear sample weighs pixels by their line and by their column separately, and so does the average of samples. Of a
+RoI with bins (i, j) and pixels (y, x) of its window, for every channel::
 
     bin[i, j] = sum_y sum_x Wy[i, y] * Wx[j, x] * F[y, x] / (samples_y * samples_x)
 
@@ -21,16 +21,17 @@ code for sm_90 (triton 3.7.1) and the lines, blocks and samples that each RoI ta
 =============================  ==============  ===============  =====================  ======================
 case                           loads, per bin  loads, this one  instructions, per bin  instructions, this one
 =============================  ==============  ===============  =====================  ======================
-1000 x 7 x 7, ratio 2          401             167              23.5                   14.6
-1000 x 7 x 7, adaptive         887             175              78.5                   22.5
-100 x 14 x 14, ratio 2         161             21               9.4                    2.9
-100 x 14 x 14, adaptive        117             21               13.1                   3.9
+1000 x 7 x 7, ratio 2          401             167              24                     16
+1000 x 7 x 7, adaptive         887             175              75                     28
+100 x 14 x 14, ratio 2         161             21               9.4                    3.2
+100 x 14 x 14, adaptive        117             21               12                     4.7
 =============================  ==============  ===============  =====================  ======================
 
-Against it: 250 registers leave two programs a multiprocessor, every line waits for a barrier and a product, a window
-narrower than PIXELS fills the tensor cores with zeros, and neighbouring bins find each other's pixels in the first
-cache anyway. In float32 it takes 4 times the instructions at ratio 2 (1.2 times, adaptive), as each value is split for
-TF32, and should lose. Turing has no tensor cores in Triton: it compiles there, spills, and is of no use.
+Against it: 210 to 230 registers leave two programs a multiprocessor, every line waits for a barrier and a product,
+windows that are no multiple of PIXELS wide fill the tensor cores with zeros, and per bin, neighbouring bins find each
+other's pixels in the first cache. In float32 it takes 4.7 times the instructions at 7 x 7, ratio 2, and 1.3 to 1.7
+times in the other cases, as each value is split for TF32, and should lose. For Turing, Triton uses no tensor cores: it
+compiles, spills, and is of no use there.
 
 It differs from the shipped op in that a NaN or infinite pixel makes all bins of the RoI, or of the band, NaN; and in
 adaptive sampling lines are placed by a step rounded beforehand, so that a sample that lies within a rounding of the
@@ -63,8 +64,8 @@ from ...kernels.sampling import Sampling
 
 __all__ = ["separable_roi_align"]
 
-# 64 bins are the least that Hopper's tensor cores take; with 256 channels their sums are 128 registers a thread. Most
-# windows are at most 32 pixels wide. Two lines are under way while one is multiplied.
+# 64 bins are the least that Hopper's tensor cores take; with 256 channels their sums are 128 registers a thread. 32
+# pixels would take a tenth fewer instructions, but spill on Ampere. Three lines are under way while one is multiplied.
 _BINS = 64
 _CHANNEL_BYTES = 512
 _PIXELS = 16
@@ -121,7 +122,7 @@ def _weights_nearby(pixel, edge, size, samples, extent):
 
 @triton.jit
 def _window(first_edge, last_edge, size, samples, extent, RATIO: tl.constexpr):
-    """The first and the last pixel that the bins from one edge to another read; those of a mirrored box run backwards."""
+    """The first and the last pixel that the bins from one edge to another read; mirrored boxes run backwards."""
     low, high, _, _, _ = sample(first_edge, size, samples, 0.0, extent, RATIO)
     other_low, other_high, _, _, _ = sample(last_edge, size, samples, samples - 1.0, extent, RATIO)
     return tl.minimum(low, other_low), tl.maximum(high, other_high)

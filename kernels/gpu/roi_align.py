@@ -117,6 +117,8 @@ def _pool(
                 result = value
     if MAX:
         result = tl.where(tl.expand_dims(valid, DIM), result, 0.0)
+    elif RATIO > 0:
+        result *= 1.0 / (RATIO * RATIO)
     else:
         share = divide(tl.full(valid.shape, 1.0, REAL), samples_y * samples_x)
         result *= tl.expand_dims(share, DIM)

@@ -190,10 +190,19 @@ def level_of(x1, y1, x2, y2, THRESHOLDS: tl.constexpr):
 @triton.jit
 def select(level, values):
     """`values[level]` of a tuple of scalars, one per level; pointers too. Hints about multiples are lost on the way."""
-    chosen = values[0]
-    for i in tl.static_range(1, len(values)):
-        chosen = tl.where(level == i, values[i], chosen)
-    return chosen
+    if values[0].dtype.is_ptr():
+        # By their distances from the first: Triton's compiler for AMD fails where tensors of pointers are selected.
+        BYTES: tl.constexpr = values[0].dtype.element_ty.primitive_bitwidth // 8
+        distance = tl.zeros(level.shape, tl.int64)
+        for i in tl.static_range(1, len(values)):
+            apart = (values[i].to(tl.int64) - values[0].to(tl.int64)) // BYTES
+            distance = tl.where(level == i, apart, distance)
+        return values[0] + distance
+    else:
+        chosen = values[0]
+        for i in tl.static_range(1, len(values)):
+            chosen = tl.where(level == i, values[i], chosen)
+        return chosen
 
 
 @triton.jit

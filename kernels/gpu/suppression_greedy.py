@@ -148,8 +148,8 @@ def overlap_kernel(
 @triton.jit
 def _load_step(ranked_ptr, overlaps_ptr, pitch, width, word, end, number, lane):
     """What the scan needs of a word: left, top, its bits against the words before, and those within it."""
-    there = word < end
     column = word * 32 + lane
+    there = column < end * 32
     left = tl.load(ranked_ptr + column, mask=there)
     top = tl.load(ranked_ptr + pitch + column, mask=there)
     before = tl.load(overlaps_ptr + number * width + column, mask=(number < word) & there, other=0)
