@@ -37,7 +37,7 @@ __all__ = ["roi_align"]
 
 # Tiles, by reasoning and a look at the machine code; not measured on a GPU yet. A thread has one bin, whose samples
 # take some 40 registers, and 16 bytes of each pixel: with two bins there would be half as many threads to hide waiting.
-_WARPS = 4
+_WARPS = 2
 _BINS = 1  # of a thread
 _PIXEL_BYTES = 128  # of a pixel in a tile of channels_last features: a line of the cache, read by 8 threads
 _PLANES = 16  # channels of a tile of planar features: a warp reads 32 bins of one, side by side
