@@ -37,12 +37,12 @@ __all__ = ["roi_align"]
 
 # Tiles, by reasoning and a look at the machine code; not measured on a GPU yet. A thread has one bin, whose samples
 # take some 40 registers, and 16 bytes of each pixel: with two bins there would be half as many threads to hide waiting.
-_WARPS = 2
+_WARPS = 8  # with 4, and so 16 bins, the compiler for sm_100 spills
 _BINS = 1  # of a thread
 _PIXEL_BYTES = 128  # of a pixel in a tile of channels_last features: a line of the cache, read by 8 threads
-_PLANES = 16  # channels of a tile of planar features: a warp reads 32 bins of one, side by side
+_PLANES = 32  # channels of a tile of planar features: a warp reads 32 bins of one, side by side
+_PROGRAMS = 512  # about what a large GPU runs at a time: where there are fewer bins, programs share their channels
 _WIDE = 2**31  # values of an image from which on offsets in it take 64 bits
-_PROGRAMS = 1024  # about what a large GPU runs at a time: if there are fewer bins, more programs share their channels
 
 
 @triton.jit
