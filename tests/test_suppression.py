@@ -126,16 +126,16 @@ def test_exact_ratios(tenths: int, suppressed: bool, height: float) -> None:
     assert nms(boxes.double(), scores, tenths / 10).tolist() == [0, 1]
 
 
-@pytest.mark.parametrize("digits", [24, 53])
+@pytest.mark.parametrize(("digits", "tiny"), [(24, 1.0), (24, 2.0**-65), (53, 1.0), (53, 2.0**-520)])
 @pytest.mark.parametrize("tenths", range(1, 10))
-def test_ratios_a_rounding_away_from_the_threshold(tenths: int, digits: int, rng: torch.Generator) -> None:
+def test_ratios_a_rounding_away_from_the_threshold(tenths: int, digits: int, tiny: float, rng: torch.Generator) -> None:
     """Here ``intersection > threshold * union``, the same without rounding, is wrong in a hundredth of the cases."""
     union = torch.randint(2 ** (digits - 2), 2**digits, (500,), generator=rng)
     product = (union * (tenths / 10)).long() if digits == 24 else union * tenths // 10
     widths = torch.stack([union, product + torch.arange(500) % 3 - 1], dim=1)
     # [500, 2, 4], each pair with a label of its own; IoU is the ratio of widths.
     boxes = torch.stack([0 * widths, 0 * widths, widths, 0 * widths + 1], dim=2)
-    boxes = boxes.to(torch.float32 if digits == 24 else torch.float64).view(1, 1000, 4)
+    boxes = boxes.to(torch.float32 if digits == 24 else torch.float64).view(1, 1000, 4) * tiny
     scores, labels = torch.tensor([[1.0, 0.5] * 500]), torch.arange(500).repeat_interleave(2)[None]
     expected, count = reference.segmented_nms(boxes, scores, tenths / 10, 1000, labels=labels)
     assert torch.equal(segmented_nms(boxes, scores, tenths / 10, 1000, labels=labels)[0], expected)
