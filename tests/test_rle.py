@@ -128,6 +128,7 @@ def test_runs_equal_pycocotools(rng: torch.Generator, rule: PasteRule, size: tup
     coco = pytest.importorskip("pycocotools.mask")
     probabilities, boxes = mask_case(rng, 6, size)
     probabilities[1] = torch.rand(28, 28, generator=rng)  # a column changes many times
+    boxes[0] = torch.tensor([-3, -3, size[1] + 3, size[0] + 4])  # columns of ones that follow each other
     masks = paste_masks(probabilities, boxes, size, rule=rule).numpy()
     assert masks.all(1).any()  # a column of ones from top to bottom
     runs = counts_of(*masks_to_rle(probabilities, boxes, size, rule=rule, capacity=2000))

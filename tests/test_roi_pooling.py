@@ -159,7 +159,7 @@ def test_torchvision(rng: torch.Generator, aligned: bool, ratio: int, channels: 
     ops = pytest.importorskip("torchvision").ops
     ours = torch.randn(2, channels, 40, 50, generator=rng, requires_grad=True)
     theirs = ours.detach().clone().requires_grad_()
-    boxes = random_boxes(rng, 20 if interpreted else 100, 100, 80, images=2)
+    boxes = random_boxes(rng, 6 if interpreted else 100, 100, 80, images=2)
     args = ((5, 7), 0.5, ratio, aligned)
     out, expected = roi_align(ours, boxes, *args), ops.roi_align(theirs, boxes, *args)
     assert_near(out, expected, ours)
@@ -433,7 +433,7 @@ def test_pyramid_is_a_loop_over_levels(
     rng: torch.Generator, aligned: bool, ratio: int, layout: str, interpreted: bool, backend: str
 ) -> None:
     features = [LAYOUTS[layout](f).requires_grad_() for f in random_pyramid(rng, channels=5)]
-    count, size = (6, 11) if interpreted else (40, 3)
+    count, size = (4, 11) if interpreted else (40, 3)
     boxes = random_boxes(rng, 2 * count, 640, 512)[:, 1:].view(2, count, 4)
     out = pyramid_roi_align(features, boxes, STRIDES, size, sampling_ratio=ratio, aligned=aligned).flatten(0, 1)
     flat = torch.cat([torch.arange(2.0).repeat_interleave(count)[:, None], boxes.flatten(0, 1)], 1)
@@ -543,10 +543,14 @@ def test_millions_of_samples(rng: torch.Generator, dtype: torch.dtype, aligned: 
     expected = torch.einsum("ncyx,y,x->nc", feature.double(), *axes)[..., None, None]
     out = roi_align(feature, box, 1, 1.0, 0, aligned)
     torch.testing.assert_close(out.double(), expected, rtol=8 * torch.finfo(dtype).eps, atol=0)
-    vast = torch.tensor([[0, -1e9, -1e9, 1e9, 1e9], [0, 0, 0, 1e30, 2], [0, -1e9, 1, 2, 1e9]])
-    for mode in ("avg", "max"):
-        out = roi_align(feature, vast, 2, 1.0, 0, aligned, mode=mode)
-        assert ((out >= 0) & (out <= feature.max())).all()
+
+
+@pytest.mark.parametrize("mode", ["avg", "max"])
+def test_vast_boxes(mode: str) -> None:
+    feature = torch.rand(1, 1, 1, 2) + 1
+    boxes = torch.tensor([[0, -1e9, -1e9, 1e9, 1e9], [0, 0, 0, 1e30, 2], [0, -1e9, 1, 2, 1e9]])
+    out = roi_align(feature, boxes, 2, 1.0, 0, mode=mode)
+    assert ((out >= 0) & (out <= feature.max())).all()
 
 
 @pytest.mark.parametrize("mode", ["avg", "max"])

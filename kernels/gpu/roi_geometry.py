@@ -189,7 +189,10 @@ def level_of(x1, y1, x2, y2, THRESHOLDS: tl.constexpr):
 
 @triton.jit
 def select(level, values):
-    """`values[level]` of a tuple of scalars, one per level; pointers too. Hints about multiples are lost on the way."""
+    """`values[level]` of a tuple of scalars, one per level, in the shape of `level`; pointers too.
+
+    Hints about multiples are lost on the way.
+    """
     if values[0].dtype.is_ptr():
         # By their distances from the first: Triton's compiler for AMD fails where tensors of pointers are selected.
         BYTES: tl.constexpr = values[0].dtype.element_ty.primitive_bitwidth // 8
@@ -199,7 +202,7 @@ def select(level, values):
             distance = tl.where(level == i, apart, distance)
         return values[0] + distance
     else:
-        chosen = values[0]
+        chosen = tl.zeros(level.shape, values[0].dtype) + values[0]
         for i in tl.static_range(1, len(values)):
             chosen = tl.where(level == i, values[i], chosen)
         return chosen
