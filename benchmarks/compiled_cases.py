@@ -47,9 +47,11 @@ def _pooled(dtype: torch.dtype, ratio: int, mode: str, planar: bool = False) -> 
     )
 
 
-def _pooled_backward(dtype: torch.dtype, ratio: int, mode: str, deterministic: bool = False) -> Case:
+def _pooled_backward(
+    dtype: torch.dtype, ratio: int, mode: str, deterministic: bool = False, levels: int = len(STRIDES)
+) -> Case:
     def run() -> None:
-        features = _pyramid(dtype)
+        features, strides = _pyramid(dtype)[:levels], STRIDES[:levels]
         grad = torch.zeros(2 * ROWS, 7, 7, 256, dtype=dtype).permute(0, 3, 1, 2)
         torch.use_deterministic_algorithms(deterministic)
         try:
@@ -59,8 +61,8 @@ def _pooled_backward(dtype: torch.dtype, ratio: int, mode: str, deterministic: b
                 torch.zeros(2, ROWS, 4),
                 None,
                 [side for feature in features for side in feature.shape],
-                [1 / stride for stride in STRIDES],
-                level_thresholds(STRIDES),
+                [1 / stride for stride in strides],
+                level_thresholds(strides),
                 ratio,
                 ratio == 0,
                 mode,
@@ -129,6 +131,7 @@ CASES: dict[str, Case] = {
         f"RoIAlign backward, fp32, {m}, deterministic": _pooled_backward(torch.float32, *MODES[m], deterministic=True)
         for m in MODES
     },
+    "RoIAlign backward, fp32, max of 2, one level": _pooled_backward(torch.float32, *MODES["max of 2"], levels=1),
     "RoIPool, fp32": _single(roi_pool),
     "RoIPool backward, fp32": _roi_pool_backward,
     "NMS of proposals": _nms(2000, 1000),

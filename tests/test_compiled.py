@@ -21,19 +21,11 @@ def test_every_case_compiles_for_every_target(kernels: dict[str, list[Kernel]]) 
     assert all(found == cases["sm_90"] for found in cases.values())
 
 
-# (target, case, kernel), a few accesses each: to be mended. Counts differ from version to version of the compiler.
-SPILLING = {
-    ("sm_120", "RoIAlign, fp64, adaptive", "_roi_align_kernel"),
-    ("sm_120", "NMS of detections, int64 labels", "overlap_kernel"),
-    ("sm_80", "NMS of detections, int64 labels", "greedy_kernel"),
-    ("sm_80", "NMS in chunks", "scan_kernel"),
-    ("sm_86", "Run lengths, fp64", "_runs_kernel"),
-    ("sm_90", "Run lengths, fp64", "_runs_kernel"),
-    ("sm_100", "Run lengths, fp64", "_runs_kernel"),
-}
+# (target, case, kernel): half of a pointer, stored and loaded once by a thread, outside of every loop.
+SPILLING = {("sm_120", "RoIAlign, fp64, adaptive", "_roi_align_kernel")}
 
 
-def test_nothing_else_spills(kernels: dict[str, list[Kernel]]) -> None:
+def test_nothing_spills(kernels: dict[str, list[Kernel]]) -> None:
     """On Turing, with half the threads a multiprocessor, nothing is promised."""
     _require_the_version_of_the_table()
     spilling = {(target, k.case, k.kernel) for target, found in kernels.items() for k in found if k.spills}

@@ -222,6 +222,19 @@ def test_roi_pool_gradient_goes_to_the_first_of_equals(value: float) -> None:
     assert feature.grad.nonzero().tolist() == [[0, 0, 1, 1]]
 
 
+def test_gradient_of_a_largest_goes_to_the_first_nan() -> None:
+    """Of the pixels 1 to 3 of a bin. A sample on one of them reads the next too, and NaN times 0 is NaN."""
+    feature = torch.arange(25.0).view(1, 1, 5, 5)
+    feature[..., 3, 2:4] = math.nan
+    feature.requires_grad_()
+    pooled = roi_pool(feature, torch.tensor([[0.0, 1, 1, 3, 3]]), 1)
+    sampled = roi_align(feature, torch.tensor([[0.0, 1, 1, 4, 4]]), 1, 1.0, 3, True, mode="max")
+    for out, first in ((pooled, [0, 0, 3, 2]), (sampled, [0, 0, 2, 1])):
+        (grad,) = torch.autograd.grad(out.sum(), feature)
+        assert out.isnan().all()
+        assert grad.nonzero().tolist() == [first]
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_roi_pool_gradient_is_summed_wide(dtype: torch.dtype) -> None:
     """300 bins of one pixel: a sum in bfloat16 would stop at 256."""

@@ -92,7 +92,7 @@ def select_detections(
     usable = B.is_valid(boxes, config.min_size) & real[..., None]
     scores = torch.where(usable, scores, -1.0).flatten(1)  # [B, R * K]
     boxes = boxes.expand(-1, -1, classes, -1).reshape(batch, -1, 4)
-    labels = torch.arange(classes, device=count.device).repeat(rows).expand(batch, -1)
+    labels = torch.arange(classes, dtype=torch.int32, device=count.device).repeat(rows).expand(batch, -1)
     keep, found = segmented_nms(
         boxes,
         scores,
@@ -104,4 +104,4 @@ def select_detections(
     row = keep.clamp(min=0)
     kept = keep >= 0
     boxes = boxes.gather(1, row[..., None].expand(-1, -1, 4)) * kept[..., None]
-    return boxes, scores.gather(1, row) * kept, labels.gather(1, row) * kept, found.long()
+    return boxes, scores.gather(1, row) * kept, labels.gather(1, row).long() * kept, found.long()

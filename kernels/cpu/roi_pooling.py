@@ -314,13 +314,13 @@ def _transposed_sum(rows: Tensor, bins: Tensor, y: _Taps, x: _Taps, count: int) 
 
 
 def _running_max(candidates: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
-    """The largest of the candidates, NaN if one is, and its number, int32; the first among equals."""
+    """The largest of the candidates, NaN if one is, and its number, int32; the first among equals, or NaNs."""
     rest = iter(candidates)
     best = next(rest)
     numbers = torch.zeros(best.shape, dtype=torch.int32, device=best.device)
     for number, candidate in enumerate(rest, 1):
         larger = torch.maximum(best, candidate)
-        numbers.masked_fill_(larger != best, number)
+        numbers.masked_fill_((larger != best) & (best == best), number)
         best = larger
     return best, numbers
 

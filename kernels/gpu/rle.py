@@ -231,7 +231,7 @@ def masks_to_rle(
                     WRITE=write,
                     PROGRAMS=_PROGRAMS,
                     LANES=_LANES,
-                    ROWS=_ROWS // 2 if probabilities.dtype == torch.float64 else _ROWS,  # the same registers
+                    ROWS=max(_ROWS // 4, 1) if probabilities.dtype == torch.float64 else _ROWS,  # more would spill
                     PIECE=_PIECE,
                     ZEROS=_ZEROS,
                     num_warps=_WARPS,

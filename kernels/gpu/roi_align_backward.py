@@ -291,18 +291,19 @@ def _round_kernel(
     FIXED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Totals of all levels, fixed-point or float, in the dtype of the gradient."""
+    """Totals of all levels, fixed-point or float, in the dtype of the gradient; both begin at a multiple of 16 bytes."""
     level = tl.program_id(1)
     height = select(level, heights) // 16
     width = select(level, widths) // 16
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = i < height.to(tl.int64) * width * image_count * C
-    total = tl.load(select(level, totals) + i, mask=mask, other=0).to(REAL)
+    total_ptr = tl.multiple_of(select(level, totals), 16)
+    out_ptr = tl.multiple_of(select(level, outs), 16)
+    total = tl.load(total_ptr + i, mask=mask, other=0).to(REAL)
     if FIXED:
         largest = tl.load(largest_ptr)
         total = total * unit * _power(largest, True, REAL)
         total = tl.where(_not_finite(largest, REAL), float("nan"), total)
-    out_ptr = select(level, outs)
     tl.store(out_ptr + i, total.to(out_ptr.dtype.element_ty), mask=mask)
 
 

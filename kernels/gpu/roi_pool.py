@@ -6,7 +6,7 @@ The corners of a RoI, scaled to the map, are rounded to pixels, halves away from
 
 A program takes a few bins of one RoI, which are of a size within a pixel, by a block of channels, and walks over the
 pixels of all its bins at once. Channels lie side by side in channels_last memory, so that is what is fast; any strides
-are right. The gradient goes to the largest pixel, the first of equals, or to the last NaN.
+are right. The gradient goes to the largest pixel, the first of equals, or to the first NaN.
 """
 
 from collections.abc import Sequence
@@ -132,7 +132,7 @@ def _roi_pool_kernel(
             mask = inside[:, None] & (channel < channels)[None, :]
             offset = tl.cast(line, tl.int64) * stride_h + tl.cast(column, tl.int64) * stride_w
             value = tl.load(pixel_ptr + offset, mask=mask, other=float("-inf")).to(REAL)
-            larger = (value > best) | (value != value)
+            larger = (value > best) | ((value != value) & (best == best))
             best = tl.where(larger, value, best)
             number = tl.where(larger, line * columns + column, number)
 

@@ -30,7 +30,7 @@ __all__ = ["segmented_nms"]
 # None of these is measured on a GPU yet.
 _RANKS = 256
 # Boxes of a program against a word of 32, of which 16 at once: two a thread share what is loaded of the 16, and 100
-# registers hold all. Of float64 half as many.
+# registers hold all. Of float64, and with labels of int64, half as many.
 _ROWS, _PART = 256, 16
 # Ranks of the head. For up to _FEW boxes to keep it need not be long; else it is what the registers of the scan hold.
 _FEW, _SHORT, _LONG = 256, 1024, 4096
@@ -137,7 +137,8 @@ def segmented_nms(
 
     outputs: dict[str, Any] = {"keep_ptr": keep, "count_ptr": count, "max_keep": max_keep}
     pairs = {"labels_ptr": ranked_labels, **_threshold_arguments(iou_threshold, real)}
-    rows = min(_ROWS * 4 // real.itemsize, triton.next_power_of_2(chunk * 32))
+    widest = max(real.itemsize, 0 if ranked_labels is None else ranked_labels.itemsize)
+    rows = min(_ROWS * 4 // widest, triton.next_power_of_2(chunk * 32))
     tile: dict[str, Any] = {"ROWS": rows, "PART": _PART}
     options: dict[str, Any] = {"num_warps": _WARPS, "enable_fp_fusion": False}
     with current_device(boxes.device):
@@ -191,7 +192,7 @@ def segmented_nms(
                 width=chunk * 32,
                 list_length=list_length,
                 WORDS=max(32, triton.next_power_of_2(chunk)),
-                **{**options, "num_warps": _WARPS if chunk <= 64 else 2 * _WARPS},
+                **{**options, "num_warps": _WARPS if chunk <= 64 else 4 * _WARPS},
             )
             later = words - start - chunk
             if later > 0 and not few:
@@ -223,7 +224,7 @@ def segmented_nms(
                 start=chunk,
                 list_length=list_length,
                 KEPT=max(32, triton.next_power_of_2(max_keep)),
-                **{**options, "num_warps": 2 * _WARPS},
+                **options,
             )
     return keep, count
 
