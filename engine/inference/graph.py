@@ -5,12 +5,14 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from ...kernels import mask_probabilities, masks_to_rle
 from ...kernels.cpu.winograd import transform_weight, winograd_conv
+from ...kernels.paste_rule import PasteRule
 from ..model.anchors import Anchors
 from ..model.layers import ConvNorm
-from ..model.mask_rcnn import MaskRCNN
+from ..model.mask_rcnn import Detections, MaskRCNN
 
-__all__ = ["optimize"]
+__all__ = ["optimize", "run_lengths"]
 
 
 WINOGRAD_CHANNELS = 64  # from which on it is faster than a direct convolution
@@ -127,3 +129,24 @@ def optimize(model: MaskRCNN, device: torch.device, dtype: torch.dtype) -> MaskR
         memory = torch.channels_last if parameter.dim() == 4 else torch.preserve_format
         parameter.data = parameter.data.to(dtype, memory_format=memory)
     return model.to(device)  # last: folding takes float64, which not every device has
+
+
+def run_lengths(found: Detections, original_sizes: Tensor, rule: PasteRule, capacity: int) -> tuple[Tensor, Tensor]:
+    """The masks in their pictures, as COCO run lengths, on the device.
+
+    Args:
+        found: with masks, capacity D.
+        original_sizes: int64 [B, 2], (height, width) of the pictures.
+        rule: which pixels belong to a mask.
+        capacity: how many runs of a mask there is room for.
+
+    Returns:
+        runs int32 [B, D, capacity], and int32 [B, D], how many each mask has; where that is more than there is room
+        for, the first ones are there.
+    """
+    assert found.mask_logits is not None
+    batch, rows = found.labels.shape
+    probabilities = mask_probabilities(found.mask_logits.flatten(0, 1))  # [B * D, m, m]
+    sizes = original_sizes.repeat_interleave(rows, 0)  # [B * D, 2]
+    runs, lengths = masks_to_rle(probabilities, found.boxes.flatten(0, 1), sizes, rule=rule, capacity=capacity)
+    return runs.unflatten(0, (batch, rows)), lengths.unflatten(0, (batch, rows))
