@@ -179,6 +179,7 @@ def test_order_changes_no_bit(rng: torch.Generator, dtype: torch.dtype, ratio: i
         (torch.float32, 1 / 3),
         (torch.float32, 1e30),
         (torch.float32, 8.3e34),  # the sum is just below the largest of float32
+        (torch.float64, 2.0**-1030),
         (torch.float64, 2.0**-1022),
         (torch.float64, 1.3125),
         (torch.float64, 2.0**1011),
@@ -193,6 +194,17 @@ def test_headroom(dtype: torch.dtype, size: float) -> None:
         (total,) = run(grad, point, one_level(1, size=(64, 64)), images=torch.zeros(1), shapes=[(1, 2, 4, 4)])
     assert torch.equal(total[0, :, 1, 2], 4096 * value[:, 0])
     assert total.count_nonzero() == 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_largest_magnitude_may_be_negative(dtype: torch.dtype) -> None:
+    grad = torch.tensor([1.0, -(2.0**40)], dtype=dtype).view(2, 1, 1, 1)
+    points = torch.tensor([[2.5, 1.5, 2.5, 1.5], [0.5, 3.5, 0.5, 3.5]])
+    with deterministic():
+        (total,) = run(grad, points, one_level(1, size=(1, 1)), images=torch.zeros(2), shapes=[(1, 1, 4, 4)])
+    wanted = torch.zeros_like(total)
+    wanted[0, 0, [1, 3], [2, 0]] = grad.flatten()
+    assert torch.equal(total, wanted)
 
 
 def test_a_sum_beyond_its_dtype_is_infinite() -> None:
