@@ -261,6 +261,18 @@ def test_not_finite(rng: torch.Generator, dtype: torch.dtype, value: float) -> N
         assert all(plane.isnan().all() for plane in run(grad, boxes, sampling(), shapes=shapes))
 
 
+@pytest.mark.parametrize("mode", ["avg", "max"])
+def test_an_infinite_gradient_stays_on_its_pixel(mode: str) -> None:
+    """Of a sample in the middle of a pixel: those beside it have a weight of 0."""
+    grad = torch.tensor([math.inf, -math.inf]).view(1, 2, 1, 1)
+    point, shape = torch.tensor([[2.5, 1.5, 2.5, 1.5]]), (1, 2, 4, 4)
+    rule = one_level(1, mode, (1, 1))
+    (total,) = run(grad, point, rule, features=[torch.zeros(shape)], images=torch.zeros(1), shapes=[shape])
+    wanted = torch.zeros(shape)
+    wanted[..., 1, 2] = grad[..., 0, 0]
+    assert torch.equal(total, wanted)
+
+
 @pytest.mark.parametrize("exact", [False, True])
 @pytest.mark.parametrize("mode", ["avg", "max"])
 def test_what_is_not_there_is_not_read(rng: torch.Generator, mode: str, exact: bool) -> None:
