@@ -398,6 +398,15 @@ def test_the_largest_may_be_outside_or_nan(rng: torch.Generator, ratio: int) -> 
 
 
 @pytest.mark.parametrize("mode", ["avg", "max"])
+def test_roi_far_larger_than_the_picture(rng: torch.Generator, mode: str) -> None:
+    """One bin with some 50 samples a side, of which the first and the last lie outside."""
+    features, boxes = [torch.rand(1, 3, 4, 5, generator=rng) + 1], torch.tensor([[[-30.3, -21.5, 28.2, 30.9]]])
+    grad, rule = torch.rand(1, 3, 1, 1, generator=rng) + 0.5, one_level(0, mode, (1, 1))
+    planes = run(grad, boxes, rule, features=features, shapes=[(1, 3, 4, 5)])
+    assert_near(planes, expected(grad, features, boxes, rule), grad)
+
+
+@pytest.mark.parametrize("mode", ["avg", "max"])
 @pytest.mark.parametrize("reach", [1e3, 1e6, 1e9, 1e20])
 def test_vast_boxes(reach: float, mode: str) -> None:
     """Whose samples nearly all lie beyond the picture: no more than their bins' gradients, in bounded time."""
