@@ -1,10 +1,12 @@
 """Pasted masks against float64 maths, torchvision, and the grid_sample form of Detectron2's rule."""
 
+import math
 import os
 import subprocess
 import sys
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -257,10 +259,19 @@ def test_neither_neighbours_nor_bands_matter(
 
 
 @pytest.fixture
-def _filled_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """New memory holds ones, so that what nobody writes shows."""
-    empty = torch.empty
-    monkeypatch.setattr(torch, "empty", lambda *shape, **options: empty(*shape, **options).fill_(1))
+def _filled_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """New memory holds ones, so that what nobody writes shows; what lies behind it is not changed."""
+    empty, behind = torch.empty, []
+
+    def filled(shape: tuple[int, ...], **options: Any) -> Tensor:
+        memory = empty(math.prod(shape) + 256, **options).fill_(1)
+        behind.append(memory[-256:].fill_(2))
+        return memory[:-256].view(shape)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "empty", filled)
+        yield
+    assert all((memory == 2).all() for memory in behind)
 
 
 SIDES = [1, 7, 8, 31, 32, 33, 127, 129]
@@ -272,17 +283,17 @@ SIDES = [1, 7, 8, 31, 32, 33, 127, 129]
 def test_every_byte_is_written(
     rng: torch.Generator, monkeypatch: pytest.MonkeyPatch, width: int, tiles: tuple[int, ...]
 ) -> None:
-    """Rows that begin anywhere in 16 bytes, tiles that end in and beside the box, and pictures of no box at all."""
+    """Rows that begin anywhere in 16 bytes, tiles that end in and beside the box, one row, and no box at all."""
     gpu = pytest.importorskip("trimask.kernels.gpu.pasting")
     for constant, value in zip(TILES, tiles, strict=True):
         monkeypatch.setattr(gpu, constant, value)
-    size = (11, width)
-    boxes = torch.tensor([(-3, -3, width + 3, 14), (width / 3, 4.5, width / 3 + 6, 9), (width + 9, 0, width + 20, 11)])
+    size = (13, width)
+    boxes = torch.tensor([(width + 9, 0, width + 20, 13), (width / 3, 4.5, width / 3 + 6, 9), (-3, -3, width + 3, 16)])
     probabilities = smooth_masks(rng, 3).double()
-    probabilities[0] = 1
+    probabilities[2] = 1
     boxes = boxes.double()
     expected = reference.paste_masks(probabilities, boxes, size, rule=PasteRule.DETECTRON2)
-    assert expected[0].all()
+    assert expected[2].all()
     assert torch.equal(paste_masks(probabilities, boxes, size, rule=PasteRule.DETECTRON2), expected)
     packed = paste_masks(probabilities, boxes, size, rule=PasteRule.DETECTRON2, packed=True)
     np.testing.assert_array_equal(packed.numpy(), np.packbits(expected.numpy(), axis=2, bitorder="little"))

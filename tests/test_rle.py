@@ -307,6 +307,17 @@ def test_padded_runs_and_the_length_needed(rng: torch.Generator, rule: PasteRule
     assert runs.tolist() == [(counts + [0] * capacity)[:capacity] for counts in expected]
 
 
+@pytest.mark.parametrize("missing", [0, 1, 2])
+def test_runs_that_do_not_fit_are_not_written_elsewhere(missing: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pytest.importorskip("trimask.kernels.gpu.rle"), "_PROGRAMS", 2)
+    inputs = torch.ones(2, 28, 28), torch.tensor([(3.0, 4, 9, 8), (1, 2, 11, 6)]), (20, 30)
+    expected = [reference.mask_runs(mask) for mask in paste_masks(*inputs, rule=PasteRule.DETECTRON2)]
+    capacity = len(expected[0]) - missing
+    runs, lengths = masks_to_rle(*inputs, rule=PasteRule.DETECTRON2, capacity=capacity)
+    assert lengths.tolist() == list(map(len, expected)) == [13, 21]
+    assert runs.tolist() == [(counts + [0] * capacity)[:capacity] for counts in expected]
+
+
 def test_sizes_as_a_tensor_and_as_a_pair(rng: torch.Generator) -> None:
     probabilities, boxes = mask_case(rng, 4, (48, 66))
     options = {"rule": PasteRule.TORCHVISION, "capacity": 300}

@@ -179,6 +179,7 @@ def test_order_changes_no_bit(rng: torch.Generator, dtype: torch.dtype, ratio: i
         (torch.float32, 1 / 3),
         (torch.float32, 1e30),
         (torch.float32, 8.3e34),  # the sum is just below the largest of float32
+        (torch.float64, 2.0**-1030),
         (torch.float64, 2.0**-1022),
         (torch.float64, 1.3125),
         (torch.float64, 2.0**1011),
@@ -193,6 +194,17 @@ def test_headroom(dtype: torch.dtype, size: float) -> None:
         (total,) = run(grad, point, one_level(1, size=(64, 64)), images=torch.zeros(1), shapes=[(1, 2, 4, 4)])
     assert torch.equal(total[0, :, 1, 2], 4096 * value[:, 0])
     assert total.count_nonzero() == 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_largest_magnitude_may_be_negative(dtype: torch.dtype) -> None:
+    grad = torch.tensor([1.0, -(2.0**40)], dtype=dtype).view(2, 1, 1, 1)
+    points = torch.tensor([[2.5, 1.5, 2.5, 1.5], [0.5, 3.5, 0.5, 3.5]])
+    with deterministic():
+        (total,) = run(grad, points, one_level(1, size=(1, 1)), images=torch.zeros(2), shapes=[(1, 1, 4, 4)])
+    wanted = torch.zeros_like(total)
+    wanted[0, 0, [1, 3], [2, 0]] = grad.flatten()
+    assert torch.equal(total, wanted)
 
 
 def test_a_sum_beyond_its_dtype_is_infinite() -> None:
@@ -247,6 +259,18 @@ def test_not_finite(rng: torch.Generator, dtype: torch.dtype, value: float) -> N
     assert torch.equal(torch.where(changed, 0, dirty[0]), torch.where(changed, 0, clean[0]))
     with deterministic():
         assert all(plane.isnan().all() for plane in run(grad, boxes, sampling(), shapes=shapes))
+
+
+@pytest.mark.parametrize("mode", ["avg", "max"])
+def test_an_infinite_gradient_stays_on_its_pixel(mode: str) -> None:
+    """Of a sample in the middle of a pixel: those beside it have a weight of 0."""
+    grad = torch.tensor([math.inf, -math.inf]).view(1, 2, 1, 1)
+    point, shape = torch.tensor([[2.5, 1.5, 2.5, 1.5]]), (1, 2, 4, 4)
+    rule = one_level(1, mode, (1, 1))
+    (total,) = run(grad, point, rule, features=[torch.zeros(shape)], images=torch.zeros(1), shapes=[shape])
+    wanted = torch.zeros(shape)
+    wanted[..., 1, 2] = grad[..., 0, 0]
+    assert torch.equal(total, wanted)
 
 
 @pytest.mark.parametrize("exact", [False, True])
@@ -371,6 +395,15 @@ def test_the_largest_may_be_outside_or_nan(rng: torch.Generator, ratio: int) -> 
         rule = one_level(ratio, "max")
         (plane,) = run(grad, boxes, rule, features=[features], shapes=[shape])
         assert_near([plane], expected(grad, [features], boxes, rule), grad)
+
+
+@pytest.mark.parametrize("mode", ["avg", "max"])
+def test_roi_far_larger_than_the_picture(rng: torch.Generator, mode: str) -> None:
+    """One bin with some 50 samples a side, of which the first and the last lie outside."""
+    features, boxes = [torch.rand(1, 3, 4, 5, generator=rng) + 1], torch.tensor([[[-30.3, -21.5, 28.2, 30.9]]])
+    grad, rule = torch.rand(1, 3, 1, 1, generator=rng) + 0.5, one_level(0, mode, (1, 1))
+    planes = run(grad, boxes, rule, features=features, shapes=[(1, 3, 4, 5)])
+    assert_near(planes, expected(grad, features, boxes, rule), grad)
 
 
 @pytest.mark.parametrize("mode", ["avg", "max"])

@@ -379,6 +379,9 @@ def test_mirrored_and_empty_boxes(rng: torch.Generator) -> None:
         one_pixel = torch.cat([empty[:, :3], empty[:, 1:3] + 1], 1)
         for ratio in (0, 2):
             assert torch.equal(roi_align(feature, empty, 4, 1.0, ratio), roi_align(feature, one_pixel, 4, 1.0, ratio))
+    for sides in ((5.5, 3, 5.5, 9), (5.5, 3, 4.9, 9), (3, 5.5, 9, 5.5), (3, 5.5, 9, 4.9)):  # along one axis
+        for mode in ("avg", "max"):
+            assert not roi_align(feature, torch.tensor([[0, *sides]]), 4, 1.0, 0, True, mode=mode).any()
 
 
 def levels_of(boxes: Tensor, **rule: Any) -> Tensor:
@@ -577,6 +580,27 @@ def test_samples_outside_do_not_touch_a_nan(rng: torch.Generator, backend: str, 
     expected = reference.roi_align(feature, box, (1, 1), 1.0, 2, mode=mode, coordinates=np.float32)
     assert expected.isfinite().all()
     assert_near(roi_align(feature, box, 1, 1.0, 2, mode=mode), expected, feature, 2)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("ratio", [0, 2])
+def test_samples_at_the_border_do_not_touch_the_next_row(rng: torch.Generator, ratio: int, layout: str) -> None:
+    """Nor the next plane or image: NaN there is not seen by boxes over the right and the lower side."""
+    feature = torch.rand(2, 3, 6, 8, generator=rng) + 1
+    feature[1] = feature[0, :, 0] = feature[0, :, :, 0] = math.nan
+    boxes = torch.tensor([[0, 5.3, 2.2, 8.9, 4.6], [0, 2.2, 3.3, 5.4, 6.7]])
+    out = roi_align(LAYOUTS[layout](feature), boxes, 2, 1.0, ratio)
+    assert torch.equal(out, roi_align(LAYOUTS[layout](feature.nan_to_num()), boxes, 2, 1.0, ratio))
+    assert out.isfinite().all()
+
+
+@pytest.mark.parametrize("aligned", [False, True])
+def test_a_sample_whose_place_takes_a_division(aligned: bool) -> None:
+    """The last of seven lies at 6.5 * 14 / 7 = 13, the very edge; 6.5 * 14 * float32(1 / 7) is beyond it."""
+    feature = torch.zeros(1, 1, 13, 13)
+    feature[..., 12, 12] = 1
+    box = torch.tensor([[0.0, 0, 0, 14, 14]]) + torch.tensor([0, 1, 1, 1, 1]) * (0.5 if aligned else 0)
+    assert roi_align(feature, box, 1, 1.0, 7, aligned, mode="max").item() == 1
 
 
 @pytest.mark.parametrize("levels", [1, 2, 6])

@@ -229,11 +229,13 @@ def test_empty_and_inverted_boxes_overlap_nothing() -> None:
             [10, 10, 0, 0],
             [10, 0, 0, 10],
             [10, 10, 0, 0],
+            [0, 90, 900, 0],
+            [90, 0, 0, 900],
         ]
     )
-    scores = torch.linspace(1, 0, 8)
+    scores = torch.linspace(1, 0, 10)
     for threshold in (0.0, 0.5):
-        assert nms(boxes, scores, threshold).tolist() == list(range(8))
+        assert nms(boxes, scores, threshold).tolist() == list(range(10))
         assert torch.equal(nms(boxes, scores, threshold), ops.nms(boxes, scores, threshold))
 
 
@@ -245,6 +247,13 @@ def test_any_scale(scale: float, rng: torch.Generator) -> None:
     boxes = (boxes - 400) * scale
     for threshold in (0.0, 0.3, 0.7):
         assert torch.equal(nms(boxes, scores, threshold), ops.nms(boxes, scores, threshold))
+
+
+def test_an_iou_that_rounds_to_zero() -> None:
+    """Of a box within one that is 2^170, 2^150 and 2^148 times as large."""
+    for side, kept in ((2.0**-40, [0, 1]), (2.0**-30, [0, 1]), (2.0**-29, [0])):
+        boxes = torch.tensor([[0, 0, 2.0**45, 2.0**45], [0, 0, side, side]])
+        assert one_segment(boxes, torch.tensor([0.9, 0.8]), 0.0) == kept
 
 
 def test_areas_of_a_few_digits(rng: torch.Generator) -> None:
