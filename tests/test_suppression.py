@@ -391,8 +391,13 @@ def random_segments(segments: int, n: int, rng: torch.Generator) -> tuple[Tensor
     return boxes, scores, torch.randint(3, (segments, n), generator=rng)
 
 
-# Head of all ranks; greedy after a head of two words; chunks of three words.
-PLANS = {"head": {}, "greedy": {"_SHORT": 64}, "chunks": {"_FEW": 0, "_LONG": 96, "_SPLIT": 32}}
+# Head of all ranks; a word in two parts; greedy after a head of two words; chunks of three words.
+PLANS = {
+    "head": {},
+    "parts": {"_PART": 16},
+    "greedy": {"_SHORT": 64},
+    "chunks": {"_FEW": 0, "_LONG": 96, "_SPLIT": 32},
+}
 
 
 @on_triton
@@ -421,6 +426,20 @@ def test_the_cap_is_kept_by_every_plan(plan: str, rng: torch.Generator, monkeypa
     scores = torch.rand(200, generator=rng)
     for max_keep in (1, 32, 33, 95, 96, 97, 128, 199, 200, 210):
         one_segment(apart, scores, 0.5, max_keep)
+    twice = torch.cat([apart[:96], apart[:100]])  # one is wanted after the chunk, and the next 96 are suppressed by it
+    one_segment(twice, torch.linspace(1, 0, 196), 0.5, 97)
+
+
+@on_triton
+@pytest.mark.parametrize("plan", PLANS)
+def test_chains_as_long_as_words(plan: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each box overlaps the next alone: every second one stays."""
+    for name, value in PLANS[plan].items():
+        monkeypatch.setattr(f"trimask.kernels.gpu.suppression.{name}", value)
+    row = torch.arange(100.0)[None, :, None] * torch.tensor([4.0, 0, 4, 0]) + torch.tensor([0.0, 0, 10, 10])
+    keep, count = segmented_nms(row, torch.linspace(1, 0, 100)[None], 0.3, 100)
+    assert count.tolist() == [50]
+    assert keep[0, :50].tolist() == list(range(0, 100, 2))
 
 
 @on_triton
