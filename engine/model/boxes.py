@@ -44,7 +44,7 @@ def encode(targets: Tensor, boxes: Tensor, weights: tuple[float, float, float, f
 def clip(boxes: Tensor, sizes: Tensor) -> Tensor:
     """Boxes [B, ..., 4] cut to their picture; ``sizes`` is [B, 2] as (height, width)."""
     limit = sizes.flip(1).to(boxes.dtype).repeat(1, 2)  # [B, 4]
-    limit = limit.view(len(sizes), *[1] * (boxes.dim() - 2), 4)
+    limit = limit.view(sizes.shape[0], *[1] * (boxes.dim() - 2), 4)
     return torch.minimum(boxes.clamp(min=0), limit)
 
 

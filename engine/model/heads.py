@@ -41,7 +41,7 @@ class BoxHead(nn.Module):
         for layer in self.fcs:
             x = F.relu(layer(x))
         deltas = self.deltas(x)
-        return self.classes(x), deltas.view(len(x), -1, 4)
+        return self.classes(x), deltas.unflatten(1, (-1, 4))
 
 
 class MaskHead(nn.Module):
@@ -67,7 +67,7 @@ class MaskHead(nn.Module):
         # The last 1x1 convolution, for one class per RoI: [N, 784, C] @ [N, C, 1].
         pixels = x.permute(0, 2, 3, 1).flatten(1, 2)
         logits = torch.baddbmm(bias[:, None, None], pixels, weight[..., None])
-        return logits.view(len(x), *x.shape[-2:])
+        return logits[..., 0].unflatten(1, x.shape[-2:])
 
 
 def select_detections(

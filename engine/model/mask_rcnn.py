@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ...kernels import pyramid_roi_align
+from ...kernels.dispatch import use_triton
 from . import boxes as B
 from .backbone import build_backbone
 from .config import DetectionConfig, MaskRCNNConfig
@@ -129,8 +130,11 @@ class MaskRCNN(nn.Module):
 
 
 def _live(count: Tensor, capacity: int) -> int:
-    """Rows worth computing: on a CPU the largest count (at least one), where the host may know it; else all."""
-    if count.device.type != "cpu" or torch.compiler.is_compiling():
+    """Rows worth computing: on a CPU the largest count (at least one), where the host may know it; else all.
+
+    Where Triton's kernels run there is nothing to save: they leave out the rest by themselves.
+    """
+    if count.device.type != "cpu" or use_triton(count.device) or torch.compiler.is_compiling():
         return capacity
     return max(1, min(capacity, int(count.max())))
 
