@@ -98,11 +98,11 @@ class _OnGPU(Tensor):
     """A tensor that says it is on the GPU; its memory is the host's."""
 
     memory: Tensor
-    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+    __torch_function__ = torch._C._disabled_torch_function_impl
 
     @staticmethod
     def __new__(cls, memory: Tensor) -> "_OnGPU":
-        return Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        return Tensor._make_wrapper_subclass(
             cls,
             memory.shape,
             strides=memory.stride(),

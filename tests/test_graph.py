@@ -22,6 +22,7 @@ from tolerances import MATCH_MASK_PIXELS, SUMMED_DIFFERENTLY
 from trimask.engine.inference.graph import optimize, run_lengths
 from trimask.engine.model.checkpoints import load_model
 from trimask.engine.model.config import MaskRCNNConfig
+from trimask.engine.model.heads import select_detections
 from trimask.engine.model.mask_rcnn import MaskRCNN
 
 CPU = torch.device("cpu")
@@ -196,6 +197,23 @@ def test_what_a_gpu_does_by_itself_is_no_offence(pretended: bool, monkeypatch: p
     run_with(lambda x: [harmless(x) for harmless in FREE.values()], monkeypatch, pretended)
 
 
+def test_little_is_launched_besides_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A launch costs a GPU microseconds, however small its tensors: one more needs a reason, and a new number here."""
+    graph = for_gpu(cached_model(SMALL), torch.float16, monkeypatch)
+    stages: dict[str, int] = {}
+    with FakeTensorMode(), torch.no_grad(), NoWaiting() as watch:
+        replace_tensors(graph, fake)
+        graph(
+            torch.empty(2, 3, 128, 160, device=GPU),
+            fake(SIZES),
+            fake(SIZES),
+            mark=lambda stage: stages.update({stage: len(watch.launches) - sum(stages.values())}),
+        )
+    assert stages["proposals"] - 4 * 5 <= 17  # four convolutions and rectifiers on each level
+    assert stages["boxes"] - 6 <= 65  # four linear layers, two rectifiers
+    assert stages["masks"] <= 10
+
+
 # torch.export sees it whole.
 
 
@@ -256,6 +274,32 @@ def test_a_batch_in_another_order_gives_the_same_bits(rng: torch.Generator) -> N
     assert len(set(found.count.tolist())) > 1
     for one, other in zip(found, permuted, strict=True):
         assert torch.equal(one[order], other)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_rounds_what_the_network_says_and_nothing_after(
+    dtype: torch.dtype, rng: torch.Generator
+) -> None:
+    """Scores, boxes and their order are those of the same numbers in float32, to the last bit."""
+    model = cached_model(SMALL)
+    maps = [(32, 40), (16, 20), (8, 10), (4, 5), (2, 3)]
+    logits = [torch.randn(2, 3 * h * w, generator=rng).to(dtype) for h, w in maps]
+    deltas = [torch.randn(2, 3 * h * w, 4, generator=rng).to(dtype) / 4 for h, w in maps]
+    selected = [
+        model.rpn.select([x.to(real) for x in logits], [x.to(real) for x in deltas], maps, (128, 160), SIZES)
+        for real in (dtype, torch.float32)
+    ]
+    (proposals, count), _ = selected
+    scores = torch.randn(2, proposals.shape[1], 4, generator=rng).to(dtype)
+    moves = torch.randn(2, proposals.shape[1], 3, 4, generator=rng).to(dtype)
+    chosen = [
+        select_detections(scores.to(real), moves.to(real), proposals, count, SIZES, SMALL.detection)
+        for real in (dtype, torch.float32)
+    ]
+    assert int(chosen[0][3].min()) > 0
+    for half, full in (*zip(*selected, strict=True), *zip(*chosen, strict=True)):
+        assert half.dtype == full.dtype
+        assert torch.equal(half, full)
 
 
 # Folded and fused layers find what the plain ones find.

@@ -105,10 +105,10 @@ class MaskRCNN(nn.Module):
 
     def normalize(self, image: Tensor, image_sizes: Tensor) -> Tensor:
         """Normalised picture in the dtype of the weights, zero where there is padding; [B, 3, H, W]."""
-        rows = torch.arange(image.shape[2], device=image.device) < image_sizes[:, :1]  # [B, H]
-        columns = torch.arange(image.shape[3], device=image.device) < image_sizes[:, 1:]  # [B, W]
-        valid = (rows[:, :, None] & columns[:, None, :])[:, None]
-        x = torch.where(valid, (image - self.mean) / self.std, 0.0)
+        below = torch.arange(image.shape[2], device=image.device) >= image_sizes[:, :1]  # [B, H]
+        beside = torch.arange(image.shape[3], device=image.device) >= image_sizes[:, 1:]  # [B, W]
+        padding = (below[:, :, None] | beside[:, None, :])[:, None]
+        x = ((image - self.mean) / self.std).masked_fill_(padding, 0.0)
         return x.to(self.box_head.classes.weight.dtype)
 
     def pool(self, pyramid: list[Tensor], rois: Tensor, count: Tensor, resolution: int) -> Tensor:
@@ -147,13 +147,12 @@ def _to_original(
     Returns:
         boxes in the network's frame [B, D, 4], boxes in the original one, scores, labels [B, D], count [B].
     """
-    scale = (original_sizes.float() / image_sizes.float()).flip(1).repeat(1, 2)  # [B, 4]
+    scale = (original_sizes.float() / image_sizes).flip(1).repeat(1, 2)  # [B, 4]
     original = B.clip(boxes * scale[:, None], original_sizes)
-    size = original[..., 2:] - original[..., :2]
-    solid = (size > 0).all(-1)  # padding rows are not
-    order = (~solid).to(torch.uint8).argsort(dim=1, stable=True)
+    empty = (original[..., 2:] <= original[..., :2]).any(-1)  # padding rows are
+    last, order = empty.to(torch.uint8).sort(dim=1, stable=True)
     four = order[..., None].expand(-1, -1, 4)
-    keep = solid.gather(1, order)
+    keep = last == 0
     return (
         boxes.gather(1, four) * keep[..., None],
         original.gather(1, four) * keep[..., None],
