@@ -302,6 +302,22 @@ def test_half_precision_rounds_what_the_network_says_and_nothing_after(
         assert torch.equal(half, full)
 
 
+def test_proposals_beyond_the_count_are_not_there(rng: torch.Generator) -> None:
+    """Whatever stands in their rows, and whatever size a box may have."""
+    low = torch.rand(2, 20, 2, generator=rng) * 60
+    proposals = torch.cat([low, low + torch.rand(2, 20, 2, generator=rng) * 40], -1)
+    scores = torch.randn(2, 20, 4, generator=rng)
+    moves = torch.randn(2, 20, 3, 4, generator=rng)
+    count = torch.tensor([20, 12])
+    scores[1, 12:, :3] += 10  # the best, if they were there
+    everything = replace(SMALL.detection, min_size=0.0, score_threshold=0.0, nms_threshold=1.0)
+    padded = select_detections(scores, moves, proposals, count, SIZES, everything)
+    cut = select_detections(scores[1:, :12], moves[1:, :12], proposals[1:, :12], count[1:], SIZES[1:], everything)
+    assert padded[3].tolist() == [20 * 3, 12 * 3]
+    for one, other in zip(padded, cut, strict=True):
+        assert torch.equal(one[1], other[0])
+
+
 # Folded and fused layers find what the plain ones find.
 
 
