@@ -21,7 +21,7 @@ __all__ = ["Detections", "MaskRCNN"]
 class Detections(NamedTuple):
     """What the model finds: capacity D, rows beyond ``count`` are zero.
 
-    D is the config's ``max_detections``; on a CPU, outside of compilation, it is cut to the largest count.
+    D is the config's ``max_detections``; where plain torch's ops run on a CPU, not compiled, the largest count.
 
     Attributes:
         boxes: float32 [B, D, 4], xyxy in the original picture.
