@@ -1,6 +1,10 @@
-"""Small models for tests that are not about a published one."""
+"""Models of the tests: small ones, and one of published size whose weights need no file."""
 
+import importlib.util
+import json
+import pickle
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +24,7 @@ from trimask.engine.model.config import (
     RPNConfig,
 )
 
-__all__ = ["PEOPLE_OPTIONS", "SMALL", "VARIANTS", "small_model"]
+__all__ = ["PEOPLE_OPTIONS", "SMALL", "VARIANTS", "golden_checkpoint", "small_model"]
 
 SMALL = MaskRCNNConfig(
     ("cat", "dog", "bird"),
@@ -76,3 +80,15 @@ def small_model(config: MaskRCNNConfig = SMALL, seed: int = 3) -> MaskRCNN:
     state["rpn.deltas.weight"] = state["rpn.deltas.weight"] * 0.3
     model.load_state_dict({name: torch.as_tensor(value) for name, value in state.items()})
     return model
+
+
+def golden_checkpoint(golden: Path, folder: Path) -> Path:
+    """A ResNet-50 that finds a hundred things in every picture, as a .pkl of the kind that Detectron2 publishes."""
+    recorded = json.loads((golden / "detectron2_r50_fpn_3x.json").read_text())
+    spec = importlib.util.spec_from_file_location("golden_weights", golden / "weights.py")
+    weights = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(weights)
+    model = weights.fill(recorded["shapes"], recorded["stem_scale"], recorded["pyramid_scale"])
+    path = folder / "model_final.pkl"
+    path.write_bytes(pickle.dumps({"model": model, "__author__": "test", "matching_heuristics": True}))
+    return path

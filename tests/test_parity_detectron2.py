@@ -1,8 +1,6 @@
 """Every stage equals Detectron2's recorded one: proposals, pyramid statistics, detections, masks."""
 
-import importlib.util
 import json
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ import torch
 
 import trimask
 from matching import Found, differences, of_result
+from models import golden_checkpoint
 from trimask.engine.inference.pictures import read
 from trimask.engine.inference.preprocess import make_batch
 
@@ -22,15 +21,8 @@ def recorded(golden: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def predictor(recorded: dict[str, Any], golden: Path, tmp_path_factory: pytest.TempPathFactory) -> trimask.Predictor:
-    """Our model from a .pkl of the kind that Detectron2 publishes."""
-    spec = importlib.util.spec_from_file_location("golden_weights", golden / "weights.py")
-    weights = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(weights)
-    model = weights.fill(recorded["shapes"], recorded["stem_scale"], recorded["pyramid_scale"])
-    path = tmp_path_factory.mktemp("weights") / "model_final.pkl"
-    path.write_bytes(pickle.dumps({"model": model, "__author__": "test", "matching_heuristics": True}))
-    return trimask.load(path, device="cpu")
+def predictor(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> trimask.Predictor:
+    return trimask.load(golden_checkpoint(golden, tmp_path_factory.mktemp("weights")), device="cpu")
 
 
 def pictures(recorded: dict[str, Any], shared_data: Path) -> list[tuple[Path, dict[str, Any]]]:

@@ -10,13 +10,13 @@ __all__ = ["area", "clip", "decode", "encode", "iou", "is_valid"]
 MAX_LOG_SCALE = math.log(1000 / 16)  # a delta never scales a box by more than this
 
 
-def decode(deltas: Tensor, boxes: Tensor, weights: tuple[float, float, float, float]) -> Tensor:
+def decode(deltas: Tensor, boxes: Tensor, weights: tuple[float, float]) -> Tensor:
     """Boxes moved and scaled by the deltas (dx, dy, dw, dh) of R-CNN (Girshick et al., 2014, appendix C).
 
     Args:
         deltas: [..., 4], any float dtype.
         boxes: [..., 4], broadcast against ``deltas``.
-        weights: the deltas are divided by these.
+        weights: dx and dy are divided by the first, dw and dh by the second.
 
     Returns:
         [..., 4], float32 (float64 if the boxes are).
@@ -25,33 +25,31 @@ def decode(deltas: Tensor, boxes: Tensor, weights: tuple[float, float, float, fl
     low, high = boxes[..., :2], boxes[..., 2:]
     size = high - low
     centre = low + 0.5 * size
-    wx, wy, ww, wh = weights
-    shift = torch.stack([deltas[..., 0] / wx, deltas[..., 1] / wy], -1)
-    scale = torch.stack([deltas[..., 2] / ww, deltas[..., 3] / wh], -1).clamp(max=MAX_LOG_SCALE)
+    shift, scale = deltas[..., :2] / weights[0], deltas[..., 2:] / weights[1]
     centre = shift * size + centre
-    half = 0.5 * (scale.exp() * size)
+    half = 0.5 * (scale.clamp(max=MAX_LOG_SCALE).exp() * size)
     return torch.cat([centre - half, centre + half], -1)
 
 
-def encode(targets: Tensor, boxes: Tensor, weights: tuple[float, float, float, float]) -> Tensor:
+def encode(targets: Tensor, boxes: Tensor, weights: tuple[float, float]) -> Tensor:
     """The deltas that take ``boxes`` to ``targets``, both [..., 4]: the inverse of :func:`decode`."""
     size = boxes[..., 2:] - boxes[..., :2]
     target_size = targets[..., 2:] - targets[..., :2]
     shift = (targets[..., :2] + 0.5 * target_size - boxes[..., :2] - 0.5 * size) / size
-    return torch.cat([shift, (target_size / size).log()], -1) * targets.new_tensor(weights)
+    return torch.cat([shift * weights[0], (target_size / size).log() * weights[1]], -1)
 
 
 def clip(boxes: Tensor, sizes: Tensor) -> Tensor:
     """Boxes [B, ..., 4] cut to their picture; ``sizes`` is [B, 2] as (height, width)."""
     limit = sizes.flip(1).to(boxes.dtype).repeat(1, 2)  # [B, 4]
-    limit = limit.view(len(sizes), *[1] * (boxes.dim() - 2), 4)
+    limit = limit.view(sizes.shape[0], *[1] * (boxes.dim() - 2), 4)
     return torch.minimum(boxes.clamp(min=0), limit)
 
 
 def is_valid(boxes: Tensor, min_size: float = 0.0) -> Tensor:
     """Which boxes [..., 4] are finite and at least ``min_size`` on both sides; [...] bool."""
-    size = boxes[..., 2:] - boxes[..., :2]
-    return (boxes.isfinite() & (size >= min_size).repeat_interleave(2, -1)).all(-1)
+    size = boxes[..., 2:] - boxes[..., :2]  # of a side that is not finite, NaN or infinite
+    return ((size >= min_size) & (size < math.inf)).all(-1)
 
 
 def area(boxes: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from .layers import ConvNorm, relu
 
 __all__ = ["BOX_WEIGHTS", "BoxHead", "MaskHead", "select_detections"]
 
-BOX_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
+BOX_WEIGHTS = (10.0, 5.0)
 
 
 class BoxHead(nn.Module):
@@ -41,7 +41,7 @@ class BoxHead(nn.Module):
         for layer in self.fcs:
             x = F.relu(layer(x))
         deltas = self.deltas(x)
-        return self.classes(x), deltas.view(len(x), -1, 4)
+        return self.classes(x), deltas.unflatten(1, (-1, 4))
 
 
 class MaskHead(nn.Module):
@@ -67,7 +67,7 @@ class MaskHead(nn.Module):
         # The last 1x1 convolution, for one class per RoI: [N, 784, C] @ [N, C, 1].
         pixels = x.permute(0, 2, 3, 1).flatten(1, 2)
         logits = torch.baddbmm(bias[:, None, None], pixels, weight[..., None])
-        return logits.view(len(x), *x.shape[-2:])
+        return logits[..., 0].unflatten(1, x.shape[-2:])
 
 
 def select_detections(
@@ -83,14 +83,12 @@ def select_detections(
 
     Returns:
         boxes float32 [B, D, 4] in the network's frame, scores float32 [B, D] falling, labels int64 [B, D], count
-        int64 [B]; D = ``config.max_detections``. Rows beyond the count are zero, their labels too.
+        int32 [B]; D = ``config.max_detections``. Rows beyond the count are zero, their labels too.
     """
     batch, rows, classes = logits.shape[0], logits.shape[1], logits.shape[2] - 1
-    scores = logits.float().softmax(-1)[..., :classes]  # [B, R, K]
+    scores = logits.softmax(-1, dtype=torch.float32)[..., :classes]  # [B, R, K]
     boxes = B.clip(B.decode(deltas, proposals[:, :, None], BOX_WEIGHTS), image_sizes)  # [B, R, K or 1, 4]
-    real = torch.arange(rows, device=count.device) < count[:, None]  # [B, R]
-    usable = B.is_valid(boxes, config.min_size) & real[..., None]
-    scores = torch.where(usable, scores, -1.0).flatten(1)  # [B, R * K]
+    scores = torch.where(B.is_valid(boxes, config.min_size), scores, -1.0).flatten(1)  # [B, R * K]
     boxes = boxes.expand(-1, -1, classes, -1).reshape(batch, -1, 4)
     labels = torch.arange(classes, dtype=torch.int32, device=count.device).repeat(rows).expand(batch, -1)
     keep, found = segmented_nms(
@@ -100,8 +98,9 @@ def select_detections(
         config.max_detections,
         labels=labels,
         score_threshold=config.score_threshold,
+        counts=count * classes,
     )
     row = keep.clamp(min=0)
     kept = keep >= 0
     boxes = boxes.gather(1, row[..., None].expand(-1, -1, 4)) * kept[..., None]
-    return boxes, scores.gather(1, row) * kept, labels.gather(1, row).long() * kept, found.long()
+    return boxes, scores.gather(1, row) * kept, row % classes * kept, found

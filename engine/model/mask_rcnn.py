@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ...kernels import pyramid_roi_align
+from ...kernels.dispatch import use_triton
 from . import boxes as B
 from .backbone import build_backbone
 from .config import DetectionConfig, MaskRCNNConfig
@@ -20,7 +21,7 @@ __all__ = ["Detections", "MaskRCNN"]
 class Detections(NamedTuple):
     """What the model finds: capacity D, rows beyond ``count`` are zero.
 
-    D is the config's ``max_detections``; on a CPU, outside of compilation, it is cut to the largest count.
+    D is the config's ``max_detections``; where plain torch's ops run on a CPU, not compiled, the largest count.
 
     Attributes:
         boxes: float32 [B, D, 4], xyxy in the original picture.
@@ -104,10 +105,10 @@ class MaskRCNN(nn.Module):
 
     def normalize(self, image: Tensor, image_sizes: Tensor) -> Tensor:
         """Normalised picture in the dtype of the weights, zero where there is padding; [B, 3, H, W]."""
-        rows = torch.arange(image.shape[2], device=image.device) < image_sizes[:, :1]  # [B, H]
-        columns = torch.arange(image.shape[3], device=image.device) < image_sizes[:, 1:]  # [B, W]
-        valid = (rows[:, :, None] & columns[:, None, :])[:, None]
-        x = torch.where(valid, (image - self.mean) / self.std, 0.0)
+        below = torch.arange(image.shape[2], device=image.device) >= image_sizes[:, :1]  # [B, H]
+        beside = torch.arange(image.shape[3], device=image.device) >= image_sizes[:, 1:]  # [B, W]
+        padding = (below[:, :, None] | beside[:, None, :])[:, None]
+        x = ((image - self.mean) / self.std).masked_fill_(padding, 0.0)
         return x.to(self.box_head.classes.weight.dtype)
 
     def pool(self, pyramid: list[Tensor], rois: Tensor, count: Tensor, resolution: int) -> Tensor:
@@ -129,8 +130,11 @@ class MaskRCNN(nn.Module):
 
 
 def _live(count: Tensor, capacity: int) -> int:
-    """Rows worth computing: on a CPU the largest count (at least one), where the host may know it; else all."""
-    if count.device.type != "cpu" or torch.compiler.is_compiling():
+    """Rows worth computing: on a CPU the largest count (at least one), where the host may know it; else all.
+
+    Where Triton's kernels run there is nothing to save: they leave out the rest by themselves.
+    """
+    if count.device.type != "cpu" or use_triton(count.device) or torch.compiler.is_compiling():
         return capacity
     return max(1, min(capacity, int(count.max())))
 
@@ -143,13 +147,12 @@ def _to_original(
     Returns:
         boxes in the network's frame [B, D, 4], boxes in the original one, scores, labels [B, D], count [B].
     """
-    scale = (original_sizes.float() / image_sizes.float()).flip(1).repeat(1, 2)  # [B, 4]
+    scale = (original_sizes.float() / image_sizes).flip(1).repeat(1, 2)  # [B, 4]
     original = B.clip(boxes * scale[:, None], original_sizes)
-    size = original[..., 2:] - original[..., :2]
-    solid = (size > 0).all(-1)  # padding rows are not
-    order = (~solid).to(torch.uint8).argsort(dim=1, stable=True)
+    empty = (original[..., 2:] <= original[..., :2]).any(-1)  # padding rows are
+    last, order = empty.to(torch.uint8).sort(dim=1, stable=True)
     four = order[..., None].expand(-1, -1, 4)
-    keep = solid.gather(1, order)
+    keep = last == 0
     return (
         boxes.gather(1, four) * keep[..., None],
         original.gather(1, four) * keep[..., None],

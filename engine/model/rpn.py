@@ -13,7 +13,7 @@ from .layers import ConvNorm, relu
 
 __all__ = ["BOX_WEIGHTS", "RPN"]
 
-BOX_WEIGHTS = (1.0, 1.0, 1.0, 1.0)
+BOX_WEIGHTS = (1.0, 1.0)
 
 
 class RPN(nn.Module):
@@ -79,7 +79,7 @@ class RPN(nn.Module):
             boxes, scores, config.nms_threshold, min(config.pre_nms, config.post_nms), score_threshold=-torch.inf
         )
         row = keep.clamp(min=0)
-        scores = scores.gather(1, row).masked_fill(keep < 0, -torch.inf).view(batch, -1)
+        scores = scores.gather(1, row).masked_fill_(keep < 0, -torch.inf).view(batch, -1)
         boxes = boxes.gather(1, row[..., None].expand(-1, -1, 4)).view(batch, -1, 4)
         best, index = scores.topk(min(config.post_nms, scores.shape[1]))
         there = best > -torch.inf
