@@ -271,7 +271,7 @@ def test_warmup_of_a_broken_model_fails(
     def broken(*_: object) -> None:
         raise RuntimeError("no kernel image")
 
-    monkeypatch.setattr("trimask.engine.inference.predictor.make_batch", broken)
+    monkeypatch.setattr("trimask.engine.inference.execution.make_batch", broken)
     assert run("warmup", weights, "--device", "cpu", "--size", 20, 30) == 1
     assert capsys.readouterr().err == "trimask: no kernel image\n"
     assert run("warmup", weights, "--device", "cpu", "--size", 20, 0) == 1
