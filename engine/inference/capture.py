@@ -85,26 +85,42 @@ class CudaRecorder:
         Raises:
             Exception: what the function raises; RuntimeError where it does what a graph cannot hold.
         """
-        with _CAPTURING, current_device(self.device):
+        with _CAPTURING, current_device(self.device), _same_stream_after():
             self.stream.wait_stream(torch.cuda.current_stream())  # which makes the inputs
             with torch.cuda.stream(self.stream):
                 for _ in range(WARMUPS):
                     function(_no_mark)
-            graph = torch.cuda.CUDAGraph()
             # All recordings share one pool, so that many graphs need hardly more memory than the largest. That is safe
             # as the replays of a runner never overlap and outputs are copied out before the next begins. A pool whose
             # last graph is gone cannot be entered again, nor one whose last capture failed.
             living = list(self._alive)  # which keeps them alive meanwhile
             pool = self._pool if living else torch.cuda.graph_pool_handle()
             self._alive = WeakSet()
-            # Other threads may allocate and wait meanwhile: only this one's mistakes count.
-            capture = torch.cuda.graph(graph, pool=pool, stream=self.stream, capture_error_mode="thread_local")
-            with _own_workspace(), _ended(self.device, pool), capture:
-                watch = _watch()
-                outputs = function(watch.mark if watch else _no_mark)
-            recording = Recording(outputs, graph.replay, watch, graph)
+            recording = self._captured(function, pool)
             self._pool, self._alive = pool, WeakSet([*living, recording])
             return recording
+
+    def _captured(self, function: Callable[[Mark], tuple[Tensor | None, ...]], pool: Any) -> Recording:
+        graph, watch = torch.cuda.CUDAGraph(), None
+        outputs: tuple[Tensor | None, ...] = ()
+        problem: Exception | None = None
+        try:
+            # Other threads may allocate and wait meanwhile: only this one's mistakes count.
+            capture = torch.cuda.graph(graph, pool=pool, stream=self.stream, capture_error_mode="thread_local")
+            with _own_workspace(), capture:
+                watch = _watch()
+                try:
+                    outputs = function(watch.mark if watch else _no_mark)
+                except Exception as error:  # the end of the capture would raise in its place, and say less
+                    problem = error
+        except Exception as error:
+            problem = problem or error
+        if problem is not None:
+            # Before pytorch#180395 a capture that failed left the allocator believing that it still went on.
+            with suppress(Exception):
+                torch._C._cuda_endAllocateToPool(self.device.index, pool)
+            raise problem
+        return Recording(outputs, graph.replay, watch, graph)
 
     @contextmanager
     def turn(self) -> Iterator[None]:
@@ -247,11 +263,7 @@ def _own_workspace() -> Iterator[None]:
 
 
 @contextmanager
-def _ended(device: torch.device, pool: Any) -> Iterator[None]:
-    """A capture that failed leaves the allocator: before pytorch#180395 torch itself forgot to."""
-    try:
+def _same_stream_after() -> Iterator[None]:
+    """A capture that fails leaves its own stream the current one."""
+    with torch.cuda.stream(torch.cuda.current_stream()):
         yield
-    except BaseException:
-        with suppress(Exception):  # torch had not forgotten
-            torch._C._cuda_endAllocateToPool(device.index, pool)
-        raise
