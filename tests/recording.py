@@ -25,11 +25,15 @@ class FakeRecorder:
 
     Args:
         trouble: what recording raises.
+
+    Attributes:
+        trouble_after: so many recordings succeed.
     """
 
     def __init__(self, trouble: Exception | None = None) -> None:
         self.trouble = trouble
         self.records = 0
+        self.trouble_after: int | None = None
         self.waits = 0
         self._busy = threading.Lock()
 
@@ -37,10 +41,11 @@ class FakeRecorder:
         self.records += 1
         if self.trouble is not None:
             raise self.trouble
-        outputs = function(lambda stage: None)
-        for x in outputs:
-            if x is not None:
-                x.fill_(77)
+        if self.trouble_after is not None and self.records > self.trouble_after:
+            raise RuntimeError("no more of them")
+        trial = function(lambda stage: None)
+        # Never the very tensors, which may be views of another recording's.
+        outputs = type(trial)(*[None if x is None else torch.full_like(x, 77) for x in trial])
         watch = Stopwatch()
 
         @torch.inference_mode()
@@ -72,9 +77,13 @@ def fix_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("trimask.engine.model.mask_rcnn._live", lambda count, capacity: capacity)
 
 
-def recorded_predictor(predictor: Predictor, size: int = 8, patience: int = 0) -> FakeRecorder:
+def recorded_predictor(
+    predictor: Predictor, size: int = 8, patience: int = 0, trim_masks: bool = False
+) -> FakeRecorder:
     """Makes a predictor on a CPU take the way of one on a GPU: recorded, with run lengths from the device."""
     recorder = FakeRecorder()
     predictor._run_capacity = RUN_CAPACITY
-    predictor._runner = GraphRunner(predictor._inference(), recorder, size, patience)
+    predictor._trim_masks = trim_masks
+    function, then = predictor._inference()
+    predictor._runner = GraphRunner(function, recorder, size, patience, then)
     return recorder

@@ -16,7 +16,7 @@ from torch import Tensor
 from models import SMALL, small_model
 from recording import FakeRecorder, fix_shapes, recorded_predictor
 from trimask import Predictor, Result
-from trimask.engine.inference.capture import GraphRunner
+from trimask.engine.inference.capture import GraphRunner, run_eagerly
 from trimask.engine.inference.timing import Stopwatch
 
 
@@ -170,6 +170,58 @@ def test_a_runner_goes_only_when_the_device_is_done() -> None:
     assert recorder.waits == 1
 
 
+class Some(NamedTuple):
+    first: Tensor
+    number: Tensor
+    whole: Tensor
+
+
+def some_of(outputs: Sums, factor: int) -> tuple[int, Callable[[Callable[[str], None]], Some]]:
+    """As many columns as the total says: twice one, where the inputs are ones and a number of columns."""
+    columns = int(outputs.total) % 5 + 1
+
+    def take(mark: Callable[[str], None]) -> Some:
+        taken = outputs.scaled[:, :columns] * 10
+        mark("taking")
+        return Some(taken, outputs.total, outputs.scaled)
+
+    return columns, take
+
+
+def test_a_second_part_has_recordings_by_what_the_first_has_found() -> None:
+    recorder = FakeRecorder()
+    run = GraphRunner(sums, recorder, size=1, patience=0, then=some_of)
+    keys = set()
+    for _ in range(2):
+        results = []
+        for value in (0.0, 1.0, 2.0, 3.0, 4.0):
+            x, watch = torch.full((2, 6), value), Stopwatch()
+            watch.mark("before")
+            got = run((x, torch.ones(2, 6)), (2,), watch)
+            watch.mark("copy")
+            assert list(watch.milliseconds()) == ["before", "scaling", "sum", "taking", "copy"]
+            keys.add(got.first.shape[1])
+            results.append((got, run_eagerly(sums, some_of, (x, torch.ones(2, 6)), (2,), Stopwatch())))
+        for got, wanted in results:  # none has been written over
+            assert all(map(torch.equal, got, wanted))
+    assert recorder.records == 1 + len(keys) > 2
+    call(GraphRunner(sums, recorder, then=some_of), 4, 1.0)
+    call(run, 5, 1.0)  # another first part: nothing is left of the parts of the old one
+    assert sum(len(slot.later) for slot in run._slots.values()) == 1
+
+
+def test_a_second_part_that_cannot_be_recorded_runs_as_it_is() -> None:
+    recorder = FakeRecorder()
+    run = GraphRunner(sums, recorder, then=some_of)
+    wanted = run((torch.ones(2, 6), torch.ones(2, 6)), (2,), Stopwatch())
+    run._slots.popitem()
+    recorder.trouble_after = recorder.records + 1
+    with pytest.warns(UserWarning, match="without a CUDA graph"):
+        got = run((torch.ones(2, 6), torch.ones(2, 6)), (2,), Stopwatch())
+    assert all(map(torch.equal, got, wanted))
+    assert len(run) == 1
+
+
 @pytest.fixture
 def fixed_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
     fix_shapes(monkeypatch)
@@ -202,6 +254,33 @@ def test_a_recorded_predictor_finds_the_same(np_rng: np.random.Generator, fixed_
     assert recorder.records == 3 + 3 + 2  # three padded sizes, twice, and two of pairs
     stages = ["preprocess", "backbone", "proposals", "boxes", "masks", "run lengths", "copy"]
     assert list(recorded.predict(some[0]).timings) == ["decode", *stages]
+
+
+def test_masks_of_what_has_been_found_alone(np_rng: np.random.Generator, fixed_shapes: None) -> None:
+    plain, trimmed, eager = (Predictor(small_model(), device="cpu") for _ in range(3))
+    recorder = recorded_predictor(trimmed, trim_masks=True)
+    eager._trim_masks = True
+    (picture,) = pictures(np_rng, 1)
+    scores = plain.predict(picture).scores
+    rows, counts = set(), set()
+    limits = {float(score) for score in scores[:: len(scores) // 5]} | {0.0}
+    for limit in limits:
+        wanted = plain.predict(picture, score=limit)
+        counts.add(min(1 << max(len(wanted) - 1, 0).bit_length(), 100))
+        for predictor in (trimmed, eager):
+            got = predictor.predict(picture, score=limit)
+            np.testing.assert_array_equal(got.boxes, wanted.boxes)
+            np.testing.assert_array_equal(got.labels, wanted.labels)
+            assert np.count_nonzero(got.masks ^ wanted.masks) <= 2 * len(got)  # fewer rows are summed otherwise
+        rows |= {
+            recording.outputs[2].shape[1]
+            for slot in trimmed._runner._slots.values()
+            for recording in slot.later.values()
+        }
+    assert rows == counts
+    assert len(rows) >= 2
+    assert recorder.records == 2 * len(limits)
+    assert len(trimmed.predict(np.zeros((90, 120, 3), np.uint8), score=1.0)) == 0
 
 
 def test_predictors_do_not_share_recordings(np_rng: np.random.Generator, fixed_shapes: None) -> None:

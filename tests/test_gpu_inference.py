@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from matching import differences, of_result
 from models import small_model
 from trimask import Predictor, Result
 from trimask.engine.inference.capture import CudaRecorder, GraphRunner
@@ -67,6 +68,17 @@ def test_a_recorded_call_equals_an_eager_one(dtype: torch.dtype, batch_size: int
         for _ in range(2):
             assert all_same(recorded.predict(some, batch_size=batch_size, **options), wanted)
     assert len(recorded._runner) > 0
+
+
+@pytest.mark.parametrize("capture", [False, True])
+def test_masks_of_what_has_been_found_alone(capture: bool, np_rng: np.random.Generator) -> None:
+    some = pictures(np_rng, 3)
+    whole, trimmed = predictor(False), predictor(capture, trim_masks=True)
+    for limits in ({}, {"score": 0.5}, {"score": 0.9}, {"score": 1.0}):
+        for _ in range(2):
+            pairs = zip(trimmed.predict(some, **limits), whole.predict(some, **limits), strict=True)
+            for ours, theirs in pairs:
+                assert differences(of_result(ours), of_result(theirs)) == []
 
 
 def test_graphs_are_the_default(np_rng: np.random.Generator) -> None:

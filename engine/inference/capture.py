@@ -8,12 +8,13 @@ after it, and the next replay must not begin before that is done: a :class:`Grap
 the host, and between two events on the device, whatever the streams of its callers.
 """
 
+import gc
 import threading
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 from weakref import WeakSet, finalize
 
@@ -23,7 +24,7 @@ from torch import Tensor
 from ...kernels.dispatch import current_device
 from .timing import EventStopwatch, Stages, Stopwatch
 
-__all__ = ["CudaRecorder", "GraphRunner", "Recorder", "Recording"]
+__all__ = ["CudaRecorder", "GraphRunner", "Recorder", "Recording", "run_eagerly"]
 
 WARMUPS = 2  # the first run compiles kernels, loads them and makes plans; the second finds nothing left to do
 
@@ -32,6 +33,10 @@ _CAPTURING = threading.Lock()
 
 Mark = Callable[[str], None]
 Outputs = TypeVar("Outputs", bound=tuple[Tensor | None, ...])
+
+# From the outputs and options of a function: what decides the shapes of what is left to do, and a function that does
+# it, given where to mark its stages.
+Then = Callable[..., tuple[Hashable, Callable[[Mark], Any]]]
 
 
 @dataclass(eq=False)
@@ -107,7 +112,7 @@ class CudaRecorder:
         try:
             # Other threads may allocate and wait meanwhile: only this one's mistakes count.
             capture = torch.cuda.graph(graph, pool=pool, stream=self.stream, capture_error_mode="thread_local")
-            with _own_workspace(), capture:
+            with _own_workspace(), _no_collection(), capture:
                 watch = _watch()
                 try:
                     outputs = function(watch.mark if watch else _no_mark)
@@ -149,10 +154,21 @@ class GraphRunner:
         patience: calls from one recording to the next when there are ``size`` already. Between them what has not been
             recorded runs as it is: pictures of very many sizes would else be recorded again and again, and one
             recording takes as long as dozens of runs.
+        then: ``then(outputs, *options)``, for a second part whose shapes depend on what the first has found. It may
+            wait for the device to find out; the second part works on the outputs of the first where they lie, and is
+            recorded for each key that ``then`` gives. Its outputs are those of the runner.
     """
 
-    def __init__(self, function: Callable[..., Outputs], recorder: Recorder, size: int = 8, patience: int = 64) -> None:
+    def __init__(
+        self,
+        function: Callable[..., tuple[Tensor | None, ...]],
+        recorder: Recorder,
+        size: int = 8,
+        patience: int = 64,
+        then: Then | None = None,
+    ) -> None:
         self.function = function
+        self.then = then
         self.recorder = recorder
         self.size = size
         self.patience = patience
@@ -164,7 +180,7 @@ class GraphRunner:
 
     @torch.inference_mode()
     def __call__(self, inputs: tuple[Tensor, ...], options: tuple[Hashable, ...], watch: Stopwatch) -> Any:
-        """What ``function(*inputs, *options, watch.mark)`` gives, in memory of its own.
+        """What :func:`run_eagerly` gives, in memory of its own.
 
         Where it cannot be recorded it runs as it is, for these shapes and options, and a warning says why, once.
         Safe from several threads and on several streams.
@@ -178,10 +194,11 @@ class GraphRunner:
                         target.copy_(source)
                     slot.recording.replay()
                     slot.replays += 1
-                    outputs = _copied(slot.recording.outputs)
-                watch.include(self._stages(slot, slot.replays))
+                    outputs, watches = self._continued(slot, slot.recording, options)
+                    outputs = _copied(outputs)
+                watch.include(self._stages(slot, watches))
                 return outputs
-        return self.function(*inputs, *options, watch.mark)
+        return run_eagerly(self.function, self.then, inputs, options, watch)
 
     def __len__(self) -> int:
         """How many recordings there are."""
@@ -198,39 +215,86 @@ class GraphRunner:
             return None
         self._calls = 0
         slot = _Slot(tuple(torch.empty_like(x).copy_(x) for x in inputs))
-        try:
-            slot.recording = self.recorder.record(lambda mark: self.function(*slot.inputs, *options, mark))
-        except Exception as error:
-            slot = _Slot(())
-            shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
-            warnings.warn(
-                f"inputs of shapes {shapes} run without a CUDA graph, as none could be captured: "
-                f"{type(error).__name__}: {error}",
-                stacklevel=3,
-            )
+        slot.recording = self._recorded(lambda mark: self.function(*slot.inputs, *options, mark), inputs)
+        if slot.recording is None:
+            slot.inputs = ()  # nobody will read them
         self._slots[key] = slot
         if len(self._slots) > self.size:
             self.recorder.wait()  # no graph goes while it runs
             self._slots.popitem(last=False)
         return slot
 
-    def _stages(self, slot: "_Slot", number: int) -> Callable[[], Stages | None]:
-        """Asks for the stages of one replay, which are known until the next one of the same recording is enqueued."""
+    def _recorded(
+        self, function: Callable[[Mark], tuple[Tensor | None, ...]], inputs: tuple[Tensor, ...]
+    ) -> Recording | None:
+        try:
+            return self.recorder.record(function)
+        except Exception as error:
+            shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
+            warnings.warn(
+                f"inputs of shapes {shapes} run without a CUDA graph, as none could be captured: "
+                f"{type(error).__name__}: {error}",
+                stacklevel=4,
+            )
+            return None
+
+    def _continued(
+        self, slot: "_Slot", first: Recording, options: tuple[Hashable, ...]
+    ) -> tuple[tuple[Tensor | None, ...], list[Stopwatch | None]]:
+        """The outputs after the second part, if there is one, and the watches of both."""
+        if self.then is None:
+            return first.outputs, [first.watch]
+        key, function = self.then(first.outputs, *options)
+        if key not in slot.later:
+            slot.later[key] = self._recorded(function, slot.inputs)
+        second = slot.later[key]
+        if second is None:
+            return function(_no_mark), [None]
+        second.replay()
+        return second.outputs, [first.watch, second.watch]
+
+    def _stages(self, slot: "_Slot", watches: list[Stopwatch | None]) -> Callable[[], Stages | None]:
+        """Asks for the stages of the last replay, which are known until the next one of the slot is enqueued."""
+        number = slot.replays
 
         def read() -> Stages | None:
             with self._lock:
-                known = slot.recording and slot.recording.watch
-                return known.milliseconds() if known and slot.replays == number else None
+                if slot.replays != number:
+                    return None
+                stages: Stages = {}
+                for watch in watches:
+                    if watch is None:
+                        return None
+                    stages |= watch.milliseconds()
+                return stages
 
         return read
 
 
+def run_eagerly(
+    function: Callable[..., Any],
+    then: Then | None,
+    inputs: tuple[Tensor, ...],
+    options: tuple[Hashable, ...],
+    watch: Stopwatch,
+) -> Any:
+    """What a :class:`GraphRunner` of the two does, without recording anything."""
+    outputs = function(*inputs, *options, watch.mark)
+    return outputs if then is None else then(outputs, *options)[1](watch.mark)
+
+
 @dataclass(eq=False)
 class _Slot:
-    """The inputs of a recording, at the addresses that it reads; no recording where there can be none."""
+    """The inputs of a recording, at the addresses that it reads; no recording where there can be none.
+
+    Attributes:
+        later: recordings of the second part, by what decides their shapes; they read the outputs of the first.
+        replays: how often it has run.
+    """
 
     inputs: tuple[Tensor, ...]
     recording: Recording | None = None
+    later: dict[Hashable, Recording | None] = field(default_factory=dict)
     replays: int = 0
 
 
@@ -260,6 +324,18 @@ def _own_workspace() -> Iterator[None]:
         yield
     finally:
         torch._C._cuda_clearCublasWorkspaces()
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """No garbage is collected: what goes may wait for the device first, which spoils the capture of its thread."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,14 +12,14 @@ from torch import Tensor
 from ...kernels.dispatch import current_device
 from ...kernels.paste_rule import PasteRule
 from ..model.config import DetectionConfig, MaskRCNNConfig
-from ..model.mask_rcnn import MaskRCNN
+from ..model.mask_rcnn import Detections, MaskRCNN
 from .graph import run_lengths
 from .pictures import Picture
 from .preprocess import make_batch
 from .result import Result
 from .timing import Stopwatch, stopwatch
 
-__all__ = ["RUN_CAPACITY", "Found", "Pending", "infer", "run_eagerly", "submit"]
+__all__ = ["RUN_CAPACITY", "Found", "Pending", "infer", "infer_boxes", "submit", "then_masks"]
 
 # Runs of a mask that there is room for on the device: an object 2000 pixels wide has two a column. A picture with
 # a mask that needs more gets probabilities, from which the host makes the runs.
@@ -58,18 +59,78 @@ def infer(
 ) -> Found:
     """The network, and the run lengths of its masks where there is a ``capacity`` for them."""
     found = graph(image, image_sizes, original_sizes, detection=detection, mark=mark)
+    return _with_runs(found, original_sizes, rule, capacity, mark)
+
+
+class Boxed(NamedTuple):
+    """Detections without masks, and what those take.
+
+    Attributes:
+        p2, p3, p4, p5: the pyramid.
+        boxes: in the network's frame [B, D, 4].
+        original_boxes, scores, labels, count: as in :class:`Detections`.
+        original_sizes: int64 [B, 2].
+    """
+
+    p2: Tensor
+    p3: Tensor
+    p4: Tensor
+    p5: Tensor
+    boxes: Tensor
+    original_boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+    count: Tensor  # type: ignore[assignment]
+    original_sizes: Tensor
+
+
+def infer_boxes(
+    graph: MaskRCNN,
+    image: Tensor,
+    image_sizes: Tensor,
+    original_sizes: Tensor,
+    detection: DetectionConfig,
+    mark: Callable[[str], None],
+) -> Boxed:
+    """The network up to its boxes."""
+    pyramid, boxes, found = graph.find_boxes(image, image_sizes, original_sizes, detection=detection, mark=mark)
+    p2, p3, p4, p5 = pyramid[:4]
+    return Boxed(p2, p3, p4, p5, boxes, found.boxes, found.scores, found.labels, found.count, original_sizes)
+
+
+def then_masks(
+    graph: MaskRCNN, rule: PasteRule, capacity: int | None, boxed: Boxed, detection: DetectionConfig
+) -> tuple[int, Callable[[Callable[[str], None]], Found]]:
+    """How many detections to make masks for, which waits for the device, and what makes them.
+
+    That many is the next power of two: few sizes, so that each can be recorded.
+    """
+    most = int(boxed.count.max())
+    rows = min(1 << max(most - 1, 0).bit_length(), boxed.labels.shape[1])
+    return rows, partial(_masks, graph, rule, capacity, boxed, rows)
+
+
+def _masks(
+    graph: MaskRCNN, rule: PasteRule, capacity: int | None, boxed: Boxed, rows: int, mark: Callable[[str], None]
+) -> Found:
+    boxes, original, scores, labels = (
+        x[:, :rows] for x in (boxed.boxes, boxed.original_boxes, boxed.scores, boxed.labels)
+    )
+    found = Detections(original, scores, labels, None, boxed.count)
+    if graph.mask_head is not None:
+        found = found._replace(mask_logits=graph.find_masks(list(boxed[:4]), boxes, labels, boxed.count))
+        mark("masks")
+    return _with_runs(found, boxed.original_sizes, rule, capacity, mark)
+
+
+def _with_runs(
+    found: Detections, original_sizes: Tensor, rule: PasteRule, capacity: int | None, mark: Callable[[str], None]
+) -> Found:
     if capacity is None or found.mask_logits is None:
         return Found._make([*found, None, None])
     runs, lengths = run_lengths(found, original_sizes, rule, capacity)
     mark("run lengths")
     return Found._make([*found, runs, lengths])
-
-
-def run_eagerly(
-    function: Callable[..., Found], inputs: tuple[Tensor, ...], options: tuple[Any, ...], watch: Stopwatch
-) -> Found:
-    """What a :class:`GraphRunner` of the function does, without recording anything."""
-    return function(*inputs, *options, watch.mark)
 
 
 @torch.inference_mode()
@@ -83,7 +144,7 @@ def submit(
     """Start one batch. On a GPU everything is enqueued on the current stream and nothing is waited for.
 
     Args:
-        run: :func:`infer`, eagerly or through a :class:`GraphRunner`.
+        run: :func:`infer`, or :func:`infer_boxes` and :func:`then_masks`, eagerly or by a :class:`GraphRunner`.
         pictures: each with the milliseconds of its decoding.
     """
     with current_device(device):

@@ -19,8 +19,8 @@ from ...kernels.dispatch import use_triton
 from ..model.checkpoints import load_model
 from ..model.config import DetectionConfig, ResizeConfig
 from ..model.mask_rcnn import MaskRCNN
-from .capture import CudaRecorder, GraphRunner
-from .execution import RUN_CAPACITY, Pending, infer, run_eagerly, submit
+from .capture import CudaRecorder, GraphRunner, Then, run_eagerly
+from .execution import RUN_CAPACITY, Pending, infer, infer_boxes, submit, then_masks
 from .graph import optimize
 from .pictures import Picture, expand, read
 from .pipeline import Decoded, Pipeline
@@ -47,6 +47,9 @@ class Predictor:
             for the host between two kernels. By default on a GPU with Triton's kernels, which such a graph takes.
         capture_cache: how many graphs to keep; the one not used for longest makes room. What there is no room for
             still runs, only slower.
+        trim_masks: on a GPU, make masks for the next power of two of what has been found, rather than for
+            ``max_detections``. That takes waiting for the device once in the middle of a batch, which stands idle until
+            the host has started the rest, and graphs for both parts. On a CPU it is so anyway, and costs nothing.
 
     Raises:
         ValueError: an option out of range.
@@ -64,6 +67,7 @@ class Predictor:
         size_multiple: int | None = None,
         capture: bool | None = None,
         capture_cache: int = 8,
+        trim_masks: bool = False,
     ) -> None:
         if dtype not in (torch.float32, torch.float16, torch.bfloat16):
             raise ValueError(f"dtype: expected float32, float16 or bfloat16, got {dtype}")
@@ -88,9 +92,11 @@ class Predictor:
             raise ValueError(f"capture: expected a CUDA device with Triton's kernels, got {str(self.device)!r}")
         self.graph = optimize(model, self.device, dtype)
         self._run_capacity = RUN_CAPACITY if on_device else None
+        self._trim_masks = trim_masks and self.device.type != "cpu"  # where every stage is cut to what there is
         self._runner: GraphRunner | None = None
         if on_device and capture is not False:
-            self._runner = GraphRunner(self._inference(), CudaRecorder(self.device), capture_cache)
+            function, then = self._inference()
+            self._runner = GraphRunner(function, CudaRecorder(self.device), capture_cache, then=then)
 
     def __repr__(self) -> str:
         kind = type(self.config.backbone).__name__.removesuffix("Config")
@@ -181,11 +187,15 @@ class Predictor:
     def _submit(self, pictures: list[Decoded], limits: DetectionConfig) -> Pending:
         """Start one batch of (picture, milliseconds of its decoding)."""
         # An empty runner has a length of 0, as any cache.
-        run = partial(run_eagerly, self._inference()) if self._runner is None else self._runner
+        run = partial(run_eagerly, *self._inference()) if self._runner is None else self._runner
         return submit(run, pictures, limits, self.config, self.device)
 
-    def _inference(self) -> Callable[..., Any]:
-        return partial(infer, self.graph, self.config.paste, self._run_capacity)
+    def _inference(self) -> tuple[Callable[..., Any], Then | None]:
+        """The function that runs, and its second part if there are two. Neither knows this predictor."""
+        masks = (self.graph, self.config.paste, self._run_capacity)
+        if self._trim_masks:
+            return partial(infer_boxes, self.graph), partial(then_masks, *masks)
+        return partial(infer, *masks), None
 
     def _lanes(self) -> Callable[[], AbstractContextManager[Any]]:
         """Where to submit batches, one after the other: on a GPU two streams in turn, so that copies to and from the
@@ -210,6 +220,7 @@ def load(
     size_multiple: int | None = None,
     capture: bool | None = None,
     capture_cache: int = 8,
+    trim_masks: bool = False,
     **options: Any,
 ) -> Predictor:
     """Load weights and make them ready to predict.
@@ -217,7 +228,8 @@ def load(
     Args:
         weights: a checkpoint of this project, torchvision, Detectron2 or MMDetection; the name of a published model
             (``trimask info`` lists them), downloaded once; or ``"people"``, the bundled model.
-        device, dtype, score, max_detections, resize, size_multiple, capture, capture_cache: see :class:`Predictor`.
+        device, dtype, score, max_detections, resize, size_multiple, capture, capture_cache, trim_masks: see
+            :class:`Predictor`.
         **options: what the keys of a foreign checkpoint cannot say (``min_size``, ``max_size``, ``anchor_sizes``,
             ``aspect_ratios``, ``activation``, ``norm_eps``, ``classes``): see
             :func:`trimask.engine.model.checkpoints.load_model`.
@@ -236,6 +248,7 @@ def load(
         size_multiple=size_multiple,
         capture=capture,
         capture_cache=capture_cache,
+        trim_masks=trim_masks,
     )
 
 
