@@ -119,6 +119,7 @@ def test_what_cannot_be_recorded_runs_with_one_warning() -> None:
         warnings.simplefilter("error")
         assert is_right(call(run, 4, 2.0), 4, 2.0)
     assert (recorder.records, len(run)) == (1, 0)
+    assert [slot.inputs for slot in run._slots.values()] == [()]  # no memory is kept for it
     recorder.trouble = None  # other shapes may be luckier
     assert is_right(call(run, 5, 2.0), 5, 2.0)
     assert len(run) == 1
