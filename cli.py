@@ -104,6 +104,13 @@ def _parser() -> argparse.ArgumentParser:
         "--json", action="store_true", help="one JSON object per picture on stdout, no tables; files only with --output"
     )
     predict.add_argument("--batch-size", type=int, default=1, metavar="N", help="pictures at a time (%(default)s)")
+    predict.add_argument(
+        "--workers",
+        type=int,
+        default=0,
+        metavar="N",
+        help="threads that read pictures ahead of the device (%(default)s: one batch after the other)",
+    )
     predict.add_argument("--max-detections", type=int, metavar="N", help="per picture (the model's: mostly 100)")
     predict.add_argument("--resize", type=int, metavar="PIXELS", help="short side inside the network (the model's)")
     _add_model_options(predict)
@@ -245,7 +252,9 @@ def _predict(options: argparse.Namespace) -> int:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # failures are reported here
-            stream = predictor.predict(sources, batch_size=options.batch_size, stream=True)
+            stream = predictor.predict(
+                sources, batch_size=options.batch_size, workers=options.workers, run_lengths=True, stream=True
+            )
             for source, name, result in zip(sources, names, _progress(stream, len(sources)), strict=True):
                 done.append(result.without_picture())  # keep what is small
                 if result.error is not None:

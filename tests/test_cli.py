@@ -69,6 +69,21 @@ def test_json_lines_for_programs(
     assert not (tmp_path / "trimask-output").exists()
 
 
+def test_workers_change_nothing_that_is_printed(
+    weights: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "1.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    printed = []
+    for workers in (0, 2):
+        arguments = ("--weights", weights, "--score", 0.05, "--device", "cpu", "--json", "--workers", workers)
+        assert run("predict", folder, *arguments) == 1
+        out, err = capsys.readouterr()
+        assert "1.png" in err
+        printed.append([{**json.loads(line), "timings_ms": None} for line in out.splitlines()])
+    assert printed[0] == printed[1]
+    assert len(printed[0]) == 2
+
+
 def test_a_bad_picture_is_reported_and_the_rest_goes_on(
     weights: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -271,7 +286,7 @@ def test_warmup_of_a_broken_model_fails(
     def broken(*_: object) -> None:
         raise RuntimeError("no kernel image")
 
-    monkeypatch.setattr("trimask.engine.inference.predictor.make_batch", broken)
+    monkeypatch.setattr("trimask.engine.inference.execution.make_batch", broken)
     assert run("warmup", weights, "--device", "cpu", "--size", 20, 30) == 1
     assert capsys.readouterr().err == "trimask: no kernel image\n"
     assert run("warmup", weights, "--device", "cpu", "--size", 20, 0) == 1

@@ -1,8 +1,12 @@
 """The public face: every kind of source, batches with a bad item, options, threads."""
 
+import gc
+import os
 import warnings
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -219,11 +223,71 @@ def test_a_half_precision_model_keeps_exact_anchors(dtype: torch.dtype, picture:
         ({"max_detections": 0}, "max_detections: expected at least 1, got 0"),
         ({"device": "meta"}, "device: expected one that computes, got 'meta'"),
         ({"resize": 0}, "resize: expected a short side of at least 1 pixel, got 0"),
+        ({"size_multiple": 48}, "size_multiple: expected a multiple of the model's 32, got 48"),
+        ({"size_multiple": 0}, "size_multiple: expected a multiple of the model's 32, got 0"),
+        ({"capture": True}, "capture: expected a CUDA device with Triton's kernels, got 'cpu'"),
+        ({"capture_cache": 0}, "capture_cache: expected at least 1, got 0"),
     ],
 )
 def test_options_out_of_range_are_named(options: dict, complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         Predictor(small_model(), **{"device": "cpu", **options})
+
+
+def test_a_coarser_multiple_pads_further(picture: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    predictor = Predictor(small_model(), device="cpu", size_multiple=96)
+    shapes, graph = [], predictor.graph
+    monkeypatch.setattr(
+        predictor, "graph", lambda image, *x, **y: shapes.append(image.shape[2:]) or graph(image, *x, **y)
+    )
+    assert len(predictor.predict(picture)) > 0
+    assert len(predictor.predict(np.ascontiguousarray(picture.swapaxes(0, 1)))) > 0
+    assert shapes == [(192, 192), (192, 192)]  # 128 x 170, and the other way round
+
+
+def test_nothing_is_recorded_on_a_cpu(predictor: Predictor, picture: np.ndarray) -> None:
+    """Where masks are made when they are asked for, and only as many as there are."""
+    assert Predictor(small_model(), device="cpu", capture=False)._runner is predictor._runner is None
+    result = predictor.predict(picture)
+    assert result.mask_runs is None
+    assert len(result.mask_probabilities) == len(result)
+
+
+def test_a_result_keeps_no_batch_alive(predictor: Predictor, picture: np.ndarray) -> None:
+    for result in predictor.predict([picture, picture], batch_size=2):
+        for array in (result.boxes, result.scores, result.labels):
+            owner = array
+            while isinstance(owner, np.ndarray) and owner.base is not None:
+                owner = owner.base
+            assert isinstance(owner, np.ndarray), "the batch's own tensor"
+            assert owner.nbytes == array.nbytes
+
+
+def test_memory_stays_as_it_is(predictor: Predictor, np_rng: np.random.Generator) -> None:
+    """Calls on pictures of any size, one by one, in batches and through workers, leave nothing behind."""
+    resident = Path("/proc/self/statm")
+    if not resident.exists():
+        pytest.skip("needs /proc")
+
+    def megabytes() -> float:
+        gc.collect()
+        return int(resident.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+    def some(number: int) -> None:
+        sizes = np_rng.integers(20, 300, (number, 2))
+        pictures = (np_rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in sizes)
+        for options in ({"batch_size": 1}, {"batch_size": 3}, {"batch_size": 2, "workers": 2}):
+            for result in predictor.predict(islice(pictures, number // 3), stream=True, **options):
+                _ = result.runs
+                results.append(weakref.ref(result))
+
+    results: list[weakref.ref] = []
+    some(30)
+    before = megabytes()
+    some(60)
+    assert megabytes() - before < 40
+    assert len(results) == 90
+    assert not any(result() for result in results)  # however small
 
 
 def test_batch_size_out_of_range_is_named(predictor: Predictor, picture: np.ndarray) -> None:

@@ -2,10 +2,11 @@
 
 import os
 import time
-import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from itertools import islice
+from functools import partial
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ...kernels.dispatch import use_triton
 from ..model.checkpoints import load_model
 from ..model.config import DetectionConfig, ResizeConfig
-from ..model.mask_rcnn import Detections, MaskRCNN
+from ..model.mask_rcnn import MaskRCNN
+from .capture import CudaRecorder, GraphRunner, Then, run_eagerly
+from .execution import RUN_CAPACITY, Pending, infer, infer_boxes, submit, then_masks
 from .graph import optimize
-from .pictures import Picture, PictureError, expand, read
-from .preprocess import make_batch
+from .pictures import Picture, expand, read
+from .pipeline import Decoded, Pipeline
 from .result import Result
 
 __all__ = ["Predictor", "load"]
@@ -36,6 +40,16 @@ class Predictor:
         max_detections: per picture; by default the model's own, 100 for the published ones.
         resize: short side in pixels (the long side may grow in proportion), or a whole :class:`ResizeConfig`; by
             default the model's own.
+        size_multiple: pictures are padded to a multiple of this, itself one of the model's own, which is 32 for the
+            published ones. A coarser one makes fewer sizes of many, for the sake of CUDA graphs. Padding changes
+            detections slightly, and what it adds is computed too.
+        capture: whether to run as CUDA graphs, one for each padded size, number of pictures and limits: without waiting
+            for the host between two kernels. By default on a GPU with Triton's kernels, which such a graph takes.
+        capture_cache: how many graphs to keep; the one not used for longest makes room. What there is no room for
+            still runs, only slower.
+        trim_masks: on a GPU, make masks for the next power of two of what has been found, rather than for
+            ``max_detections``. That takes waiting for the device once in the middle of a batch, which stands idle until
+            the host has started the rest, and graphs for both parts. On a CPU it is so anyway, and costs nothing.
 
     Raises:
         ValueError: an option out of range.
@@ -50,9 +64,15 @@ class Predictor:
         score: float | None = None,
         max_detections: int | None = None,
         resize: int | ResizeConfig | None = None,
+        size_multiple: int | None = None,
+        capture: bool | None = None,
+        capture_cache: int = 8,
+        trim_masks: bool = False,
     ) -> None:
         if dtype not in (torch.float32, torch.float16, torch.bfloat16):
             raise ValueError(f"dtype: expected float32, float16 or bfloat16, got {dtype}")
+        if capture_cache < 1:
+            raise ValueError(f"capture_cache: expected at least 1, got {capture_cache}")
         self.device = _device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.dtype = dtype
         self.config = model.config
@@ -60,8 +80,23 @@ class Predictor:
             self.config = replace(
                 self.config, input=replace(self.config.input, resize=_resize(resize, self.config.input.resize))
             )
+        if size_multiple is not None:
+            own = self.config.input.size_divisible
+            if size_multiple < 1 or size_multiple % own:
+                raise ValueError(f"size_multiple: expected a multiple of the model's {own}, got {size_multiple}")
+            self.config = replace(self.config, input=replace(self.config.input, size_divisible=size_multiple))
         self.config = replace(self.config, detection=_limits(self.config.detection, score, max_detections))
+        # Where the device makes run lengths, it does so without waiting for the host.
+        on_device = self.device.type == "cuda" and use_triton(self.device)
+        if capture and not on_device:
+            raise ValueError(f"capture: expected a CUDA device with Triton's kernels, got {str(self.device)!r}")
         self.graph = optimize(model, self.device, dtype)
+        self._run_capacity = RUN_CAPACITY if on_device else None
+        self._trim_masks = trim_masks and self.device.type != "cpu"  # where every stage is cut to what there is
+        self._runner: GraphRunner | None = None
+        if on_device and capture is not False:
+            function, then = self._inference()
+            self._runner = GraphRunner(function, CudaRecorder(self.device), capture_cache, then=then)
 
     def __repr__(self) -> str:
         kind = type(self.config.backbone).__name__.removesuffix("Config")
@@ -74,6 +109,8 @@ class Predictor:
         *,
         batch_size: int = 1,
         stream: bool = False,
+        workers: int = 0,
+        run_lengths: bool = False,
         score: float | None = None,
         max_detections: int | None = None,
         channel_order: str = "rgb",
@@ -87,6 +124,11 @@ class Predictor:
                 which changes detections slightly, as it does in every implementation; 1 keeps them independent.
             stream: yield results one by one, reading no further ahead than a batch. Each result keeps its picture to
                 draw on: for thousands of pictures stream, and let go of the results or take ``without_picture()``.
+            workers: threads that decode pictures while the device computes, and as many that make results: for
+                throughput. The source is then read ahead by up to ``3 * batch_size + workers`` pictures, rounded up to
+                batches, so a live camera had better stay with 0: each batch on its own, in the caller's thread.
+            run_lengths: have the run lengths of the masks made with the results, by the workers, rather than when they
+                are asked for.
             score, max_detections: other limits than the predictor's.
             channel_order: ``"bgr"`` for arrays and tensors in OpenCV's order.
 
@@ -96,21 +138,35 @@ class Predictor:
         Raises:
             PictureError, OSError: a single picture that cannot be read. Among several a bad one is warned about, its
                 result is empty and says why in ``error``, and the others are not harmed.
+            Exception: what a generator raises, after the results of the batches before.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
+        if workers < 0:
+            raise ValueError(f"workers: expected at least 0, got {workers}")
         limits = _limits(self.config.detection, score, max_detections)
+        finish = partial(_finish, run_lengths=run_lengths)
         if not stream and _is_single(source):
             (item,) = expand(source)
             start = time.perf_counter()
-            return self._run([(read(item, channel_order), _milliseconds(start))], limits)[0]
-        results = self._stream(expand(source), batch_size, limits, channel_order)
+            picture = read(item, channel_order)
+            return finish(self._submit([(picture, (time.perf_counter() - start) * 1e3)], limits))[0]
+        pipeline = Pipeline(
+            partial(read, channel_order=channel_order),
+            partial(self._submit, limits=limits),
+            finish,
+            _failure,
+            batch_size=batch_size,
+            workers=workers,
+            lanes=self._lanes() if workers else nullcontext,
+        )
+        results = pipeline.run(expand(source))
         return results if stream else list(results)
 
     __call__ = predict
 
     def warmup(self, size: tuple[int, int] = (480, 640), batch_size: int = 1) -> float:
-        """Predict blank pictures, so that the first real ones wait for no compilation.
+        """Predict blank pictures, so that the first real ones wait for no compilation and no capture.
 
         Args:
             size: height and width of the pictures.
@@ -128,55 +184,29 @@ class Predictor:
         self.predict([np.zeros((*size, 3), np.uint8)] * batch_size, batch_size=batch_size)
         return time.perf_counter() - start
 
-    def _stream(
-        self, items: Iterator[Any], batch_size: int, limits: DetectionConfig, channel_order: str
-    ) -> Iterator[Result]:
-        while chunk := list(islice(items, batch_size)):
-            results: list[Result | None] = [None] * len(chunk)
-            pictures = {}
-            for i, item in enumerate(chunk):
-                start = time.perf_counter()
-                try:
-                    pictures[i] = (read(item, channel_order), _milliseconds(start))
-                except (PictureError, OSError) as error:
-                    warnings.warn(str(error), stacklevel=3)
-                    results[i] = _failure(item, error)
-            if pictures:
-                for i, result in zip(pictures, self._run(list(pictures.values()), limits), strict=True):
-                    results[i] = result
-            yield from (result for result in results if result is not None)
+    def _submit(self, pictures: list[Decoded], limits: DetectionConfig) -> Pending:
+        """Start one batch of (picture, milliseconds of its decoding)."""
+        # An empty runner has a length of 0, as any cache.
+        run = partial(run_eagerly, *self._inference()) if self._runner is None else self._runner
+        return submit(run, pictures, limits, self.config, self.device)
 
-    @torch.inference_mode()
-    def _run(self, pictures: list[tuple[Picture, float]], limits: DetectionConfig) -> list[Result]:
-        """Results of one batch of (picture, milliseconds of its decoding)."""
-        watch = _Stopwatch(self.device)
-        batch = make_batch([picture.array for picture, _ in pictures], self.config.input, self.device)
-        watch.mark("preprocess")
-        detections = _to_host(self.graph(*batch, detection=limits, mark=watch.mark))
-        watch.mark("copy")
-        shared = {stage: spent / len(pictures) for stage, spent in watch.stages.items()}
-        return [
-            self._result(detections, i, picture, {"decode": decode, **shared})
-            for i, (picture, decode) in enumerate(pictures)
-        ]
+    def _inference(self) -> tuple[Callable[..., Any], Then | None]:
+        """The function that runs, and its second part if there are two. Neither knows this predictor."""
+        masks = (self.graph, self.config.paste, self._run_capacity)
+        if self._trim_masks:
+            return partial(infer_boxes, self.graph), partial(then_masks, *masks)
+        return partial(infer, *masks), None
 
-    def _result(self, detections: Detections, i: int, picture: Picture, timings: dict[str, float]) -> Result:
-        n = int(detections.count[i])
-        labels = detections.labels[i, :n].numpy()
-        masks = detections.mask_logits
-        return Result(
-            boxes=detections.boxes[i, :n].numpy(),
-            scores=detections.scores[i, :n].numpy(),
-            labels=labels,
-            size=picture.size,
-            names=[self.config.class_names[label] for label in labels],
-            category_ids=np.array(self.config.category_ids, np.int64)[labels],
-            mask_probabilities=None if masks is None else masks[i, :n].float().sigmoid().numpy(),
-            rule=self.config.paste,
-            picture=picture.array,
-            path=picture.path,
-            timings=timings,
-        )
+    def _lanes(self) -> Callable[[], AbstractContextManager[Any]]:
+        """Where to submit batches, one after the other: on a GPU two streams in turn, so that copies to and from the
+        device overlap with computing."""
+        if self.device.type != "cuda":
+            return nullcontext
+        lanes = [torch.cuda.Stream(self.device) for _ in range(2)]
+        for lane in lanes:
+            lane.wait_stream(torch.cuda.current_stream(self.device))
+        turns = cycle(lanes)
+        return lambda: torch.cuda.stream(next(turns))
 
 
 def load(
@@ -187,6 +217,10 @@ def load(
     score: float | None = None,
     max_detections: int | None = None,
     resize: int | ResizeConfig | None = None,
+    size_multiple: int | None = None,
+    capture: bool | None = None,
+    capture_cache: int = 8,
+    trim_masks: bool = False,
     **options: Any,
 ) -> Predictor:
     """Load weights and make them ready to predict.
@@ -194,7 +228,8 @@ def load(
     Args:
         weights: a checkpoint of this project, torchvision, Detectron2 or MMDetection; the name of a published model
             (``trimask info`` lists them), downloaded once; or ``"people"``, the bundled model.
-        device, dtype, score, max_detections, resize: see :class:`Predictor`.
+        device, dtype, score, max_detections, resize, size_multiple, capture, capture_cache, trim_masks: see
+            :class:`Predictor`.
         **options: what the keys of a foreign checkpoint cannot say (``min_size``, ``max_size``, ``anchor_sizes``,
             ``aspect_ratios``, ``activation``, ``norm_eps``, ``classes``): see
             :func:`trimask.engine.model.checkpoints.load_model`.
@@ -203,32 +238,26 @@ def load(
         ValueError: a file that is no checkpoint, keys that do not fit, an unknown name or option.
     """
     model = load_model(weights, **options)
-    return Predictor(model, device=device, dtype=dtype, score=score, max_detections=max_detections, resize=resize)
+    return Predictor(
+        model,
+        device=device,
+        dtype=dtype,
+        score=score,
+        max_detections=max_detections,
+        resize=resize,
+        size_multiple=size_multiple,
+        capture=capture,
+        capture_cache=capture_cache,
+        trim_masks=trim_masks,
+    )
 
 
-class _Stopwatch:
-    """Milliseconds between marks. On a GPU a mark waits for the device, so that stages can be told apart."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.stages: dict[str, float] = {}
-        self.last = time.perf_counter()
-
-    def mark(self, stage: str) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        now = time.perf_counter()
-        self.stages[stage] = (now - self.last) * 1e3
-        self.last = now
-
-
-def _milliseconds(start: float) -> float:
-    return (time.perf_counter() - start) * 1e3
-
-
-def _to_host(found: Detections) -> Detections:
-    masks = None if found.mask_logits is None else found.mask_logits.cpu()
-    return Detections(found.boxes.cpu(), found.scores.cpu(), found.labels.cpu(), masks, found.count.cpu())
+def _finish(pending: Pending, run_lengths: bool) -> list[Result]:
+    results = pending.results()
+    for result in results:
+        if run_lengths and result.has_masks:
+            _ = result.runs  # kept there
+    return results
 
 
 def _is_single(source: Any) -> bool:

@@ -78,6 +78,29 @@ class MaskRCNN(nn.Module):
             detection: other thresholds than the config's.
             mark: called with a stage's name when it is done.
         """
+        pyramid, boxes, found = self.find_boxes(
+            image, image_sizes, original_sizes, detection=detection or self.config.detection, mark=mark
+        )
+        if self.mask_head is None:
+            return found
+        masks = self.find_masks(pyramid, boxes, found.labels, found.count)
+        mark("masks")
+        return found._replace(mask_logits=masks)
+
+    def find_boxes(
+        self,
+        image: Tensor,
+        image_sizes: Tensor,
+        original_sizes: Tensor,
+        *,
+        detection: DetectionConfig,
+        mark: Callable[[str], None] = _no_mark,
+    ) -> tuple[list[Tensor], Tensor, Detections]:
+        """All but the masks; arguments as in :meth:`forward`.
+
+        Returns:
+            The pyramid, the boxes in the network's frame [B, D, 4], and the detections without masks.
+        """
         padded_size = (image.shape[2], image.shape[3])
         pyramid = self.fpn(self.backbone(self.normalize(image, image_sizes)))
         mark("backbone")
@@ -88,20 +111,19 @@ class MaskRCNN(nn.Module):
         proposals = proposals[:, : _live(count, proposals.shape[1])]
         pooled = self.pool(pyramid, proposals, count, self.config.box_head.resolution)  # [B, R, C, 7, 7]
         class_logits, box_deltas = (x.unflatten(0, pooled.shape[:2]) for x in self.box_head(pooled.flatten(0, 1)))
-        boxes, scores, labels, _ = select_detections(
-            class_logits, box_deltas, proposals, count, image_sizes, detection or self.config.detection
-        )
+        boxes, scores, labels, _ = select_detections(class_logits, box_deltas, proposals, count, image_sizes, detection)
         boxes, original, scores, labels, count = _to_original(boxes, scores, labels, image_sizes, original_sizes)
         mark("boxes")
         live = _live(count, boxes.shape[1])
-        boxes, original, scores, labels = boxes[:, :live], original[:, :live], scores[:, :live], labels[:, :live]
-        masks = None
-        if self.mask_head is not None:
-            assert self.config.mask_head is not None
-            pooled = self.pool(pyramid, boxes, count, self.config.mask_head.resolution)  # [B, D, C, 14, 14]
-            masks = self.mask_head(pooled.flatten(0, 1), labels.flatten()).unflatten(0, labels.shape)
-            mark("masks")
-        return Detections(original, scores, labels, masks, count)
+        found = Detections(original[:, :live], scores[:, :live], labels[:, :live], None, count)
+        return pyramid, boxes[:, :live], found
+
+    def find_masks(self, pyramid: list[Tensor], boxes: Tensor, labels: Tensor, count: Tensor) -> Tensor:
+        """Mask logits [B, D, m, m] of boxes [B, D, 4] in the network's frame, and their labels [B, D]."""
+        assert self.mask_head is not None
+        assert self.config.mask_head is not None
+        pooled = self.pool(pyramid, boxes, count, self.config.mask_head.resolution)  # [B, D, C, 14, 14]
+        return self.mask_head(pooled.flatten(0, 1), labels.flatten()).unflatten(0, labels.shape)
 
     def normalize(self, image: Tensor, image_sizes: Tensor) -> Tensor:
         """Normalised picture in the dtype of the weights, zero where there is padding; [B, 3, H, W]."""
