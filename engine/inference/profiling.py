@@ -25,10 +25,10 @@ from .pictures import read
 from .predictor import Predictor
 from .preprocess import make_batch
 
-__all__ = ["Profile", "Spread", "draw_chart", "profile", "write_trace"]
+__all__ = ["Profile", "Spread", "draw_chart", "profile", "resident_bytes", "write_trace"]
 
 Mark = Callable[[str], None]
-FEWEST_RUNS = 1024  # room for a mask: about two runs for each of its columns, twice that for ragged ones
+FEWEST_RUNS = 4096  # room for a mask: smooth ones have two runs for each of their columns
 RUNS_A_COLUMN = 4
 COLOURS = {"picture": "#9aa5b1", "network": "#3b6fb6", "results": "#d98c3f"}  # of the chart
 GROUPS = {"decode": "picture", "preprocess": "picture", "run lengths": "results", "copy": "results"}
@@ -216,7 +216,7 @@ def profile(predictor: Predictor, sources: Sequence[Any], rounds: int = 20) -> P
             calls.append(1e3 * (time.perf_counter() - start))
             stages.append(clock.stages())
             predictions.append(_wall(predict))
-        memory = torch.cuda.max_memory_allocated() if cuda else _resident()
+        memory = torch.cuda.max_memory_allocated() if cuda else resident_bytes()
     return Profile(
         predictor=repr(predictor),
         device=torch.cuda.get_device_name(predictor.device) if cuda else str(predictor.device),
@@ -253,7 +253,7 @@ def _wall(call: Callable[[], Any]) -> float:
     return 1e3 * (time.perf_counter() - start)
 
 
-def _resident() -> int | None:
+def resident_bytes() -> int | None:
     """Bytes of memory that the process had at most."""
     try:
         import resource
