@@ -2,6 +2,7 @@
 
 import io
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -152,6 +153,14 @@ def test_the_chart_is_a_picture_and_needs_matplotlib(tmp_path: Path, monkeypatch
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match=r"pip install 'trimask\[viz\]'"):
         draw_chart(some_profile(), tmp_path / "other.png")
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="is about Linux")
+def test_memory_is_that_of_the_process_and_not_of_the_one_that_started_it() -> None:
+    code = "from trimask.engine.inference.profiling import resident_bytes; print(resident_bytes())"
+    large = b"x" * (2 << 30)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 50e6 < int(done.stdout) < len(large)
 
 
 def test_short_times_have_few_digits() -> None:
