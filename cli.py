@@ -1,4 +1,4 @@
-"""The command line: ``trimask demo | predict | convert | warmup | info``.
+"""The command line: ``trimask demo | predict | convert | warmup | profile | info``.
 
 Results go to stdout, progress and complaints to stderr. Exit status: 0, all done; 1, something failed (a bad picture
 among many does not stop the others); 2, wrong usage; 130, interrupted.
@@ -8,6 +8,7 @@ import argparse
 import contextlib
 import dataclasses
 import importlib.metadata
+import io
 import json
 import os
 import platform
@@ -24,11 +25,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from . import __version__
+from .engine.model.files import write_whole
 
 if TYPE_CHECKING:
     import torch
 
     from .engine.inference.predictor import Predictor
+    from .engine.inference.profiling import Profile
     from .engine.inference.result import Result
 
 __all__ = ["main"]
@@ -157,6 +160,26 @@ def _parser() -> argparse.ArgumentParser:
     _add_device_options(warmup)
     _add_checkpoint_options(warmup)
 
+    profile = verb(
+        "profile",
+        _profile,
+        "measure where the time goes, stage by stage",
+        "Writes profile.json, stages.png (needs matplotlib) and trace.json, which https://ui.perfetto.dev opens.\n\n"
+        "examples:\n"
+        "  trimask profile\n"
+        "  trimask profile street.jpg --weights r50.safetensors --device cuda --dtype float16 --batch 8",
+    )
+    profile.add_argument("picture", nargs="?", help="a picture; by default a portrait that scikit-image brings")
+    profile.add_argument(
+        "--weights", "-w", default="people", help="checkpoint or published name (%(default)s, bundled)"
+    )
+    profile.add_argument("--batch", type=int, default=1, metavar="B", help="copies of it at a time (%(default)s)")
+    profile.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="scale the picture to that first")
+    profile.add_argument("--rounds", type=int, default=20, metavar="N", help="timed calls (%(default)s)")
+    profile.add_argument("--output", "-o", type=Path, default=Path("profile"), help="folder to write to (%(default)s)")
+    _add_model_options(profile)
+    _add_checkpoint_options(profile)
+
     info = verb("info", _info, "show versions, device and kernels in use", "example:\n  trimask info --models")
     info.add_argument("--models", action="store_true", help="list the published models that load by name")
     info.add_argument("--json", action="store_true", help="as JSON")
@@ -203,12 +226,10 @@ def _load(options: argparse.Namespace, weights: str, **more: Any) -> "Predictor"
 def _demo(options: argparse.Namespace) -> int:
     console = _console()
     if options.picture:
-        picture, resize = Path(options.picture), None
-        if not picture.is_file():
-            raise ValueError(f"expected a picture, found no file at {options.picture!r}")
+        picture, resize = _existing(options.picture), None
     else:
         # The bundled model learned from whole people in the street: a portrait must be small for it.
-        picture, resize = _portrait(), 200
+        picture, resize = _portrait("demo"), 200
     predictor = _load(options, "people", resize=resize)
     predictor.predict(picture)  # the first call also pays for the allocation of every buffer
     result = predictor.predict(picture)
@@ -219,14 +240,20 @@ def _demo(options: argparse.Namespace) -> int:
     return 0
 
 
-def _portrait() -> Path:
+def _existing(picture: str) -> Path:
+    if not Path(picture).is_file():
+        raise ValueError(f"expected a picture, found no file at {picture!r}")
+    return Path(picture)
+
+
+def _portrait(verb: str) -> Path:
     """Eileen Collins, NASA, public domain: one of scikit-image's sample pictures."""
     try:
         from skimage.data import data_dir
     except ImportError:
         raise ImportError(
-            "demo: expected scikit-image, whose sample portrait is the default picture; pip install scikit-image, "
-            "or name a picture: trimask demo PICTURE"
+            f"{verb}: expected scikit-image, whose sample portrait is the default picture; pip install scikit-image, "
+            f"or name a picture: trimask {verb} PICTURE"
         ) from None
     return Path(data_dir) / "astronaut.png"
 
@@ -335,6 +362,68 @@ def _warmup(options: argparse.Namespace) -> int:
     else:
         console.print(f"{predictor}: runs; there is nothing to compile, the kernels are plain torch", soft_wrap=True)
     return 0
+
+
+def _profile(options: argparse.Namespace) -> int:
+    os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # torch's tracer complains where there is no GPU
+    from .benchmarks.harness import environment
+    from .engine.inference.profiling import draw_chart, profile, write_trace
+
+    if min(options.batch, options.rounds, *options.size or ()) < 1:
+        raise ValueError("batch, rounds, size: expected at least 1 each")
+    console = _console()
+    picture = _existing(options.picture) if options.picture else _portrait("profile")
+    sources = [_scaled(picture, options.size)] * options.batch
+    predictor = _load(options, options.weights, **_checkpoint_options(options))
+    measured = profile(predictor, sources, options.rounds)
+    _print_profile(console, measured)
+    options.output.mkdir(parents=True, exist_ok=True)
+    facts = {"environment": environment(), "picture": str(picture), "weights": options.weights}
+    facts |= {**dataclasses.asdict(measured), "shares": measured.shares}
+    text = json.dumps({**facts, "pictures_per_second": measured.pictures_per_second}, indent=1).encode()
+    written = [write_whole(options.output / "profile.json", lambda file: file.write(text))]
+    try:
+        written.append(draw_chart(measured, options.output / "stages.png"))
+    except ImportError as error:
+        print(f"trimask: no chart: {error}", file=sys.stderr)
+    written.append(write_trace(predictor, sources, list(measured.stages), options.output / "trace.json"))
+    console.print(f"wrote {', '.join(map(str, written))}", soft_wrap=True)
+    return 0
+
+
+def _scaled(picture: Path, size: tuple[int, int] | None) -> bytes:
+    """The file's content; at another size as a JPEG."""
+    if size is None:
+        return picture.read_bytes()
+    from PIL import Image
+
+    from .engine.inference.pictures import read
+
+    out = io.BytesIO()
+    Image.fromarray(read(picture).array).resize(size[::-1]).save(out, "JPEG", quality=95)
+    return out.getvalue()
+
+
+def _print_profile(console: Console, measured: "Profile") -> None:
+    batch, (height, width), (rows, columns) = len(measured.pictures), measured.pictures[0], measured.network
+    console.print(
+        f"{measured.predictor}, {batch} x {height} x {width} at {rows} x {columns}, "
+        f"{sum(measured.detections)} detections, {measured.rounds} rounds, {measured.threads} threads",
+        soft_wrap=True,
+    )
+    table = Table("ms a call", "p20", "p50", "p80", "share", box=None, pad_edge=False)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    rest = {"whole call": measured.call, "Predictor.predict": measured.predict}
+    for name, spread in (measured.stages | rest).items():
+        share = f"{measured.shares[name]:.1%}" if name in measured.shares else ""
+        table.add_row(name, *(f"{x:.2f}" for x in (spread.p20, spread.p50, spread.p80)), share)
+    console.print(table)
+    memory = "unknown" if measured.memory_bytes is None else f"{measured.memory_bytes / 1e6:.0f} MB"
+    console.print(f"first call {measured.first_ms:.0f} ms; {measured.pictures_per_second:.2f} pictures a second")
+    console.print(f"peak memory {memory}, {measured.memory_of}")
+    for note in measured.notes:
+        console.print(f"note: {note}", soft_wrap=True)
 
 
 def _info(options: argparse.Namespace) -> int:

@@ -14,10 +14,10 @@ __all__ = ["main"]
 SUBJECTS = {
     "ops": "the ops on a CPU",
     "models": "whole models on a CPU",
-    "gpu": "the ops on a GPU",
-    "check": "the tests that need a GPU, then the ops on it, into one file",
+    "gpu": "the ops and whole models on a GPU",
+    "check": "the tests that need a GPU, then the ops and models on it, into one file",
 }
-PARTS = ("roi", "boxes", "pixels", "gradients")  # of the ops on a GPU
+PARTS = ("roi", "boxes", "pixels", "gradients", "models")  # of what is measured on a GPU
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,7 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     group.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: to try them without a GPU")
     parts = ("tests", *PARTS)
     group.add_argument("--only", nargs="+", choices=parts, default=parts, help="these parts alone; gpu: without tests")
-    group.add_argument("--minutes", type=float, default=8.5, help="check: stop after so many (%(default)s)")
+    stop = "check: stop after so many; gpu: let the models begin nothing new when they are near (%(default)s)"
+    group.add_argument("--minutes", type=float, default=8.5, help=stop)
     group.add_argument("--commit", help="of sources that are no checkout; by default $TRIMASK_COMMIT")
     options = parser.parse_args(arguments)
     if options.threads < 1:
@@ -85,7 +86,7 @@ def _groups(options: argparse.Namespace, facts: dict[str, Any]) -> Iterator[Any]
         return
     clock, ceilings = bench.start(options.device, options.quick)
     facts |= {"ceilings": asdict(ceilings), "finished": False}
-    yield from bench.run(clock, options.quick, [part for part in PARTS if part in options.only])
+    yield from bench.run(clock, options.quick, [part for part in PARTS if part in options.only], 60 * options.minutes)
     facts["finished"] = True
 
 

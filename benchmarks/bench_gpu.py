@@ -1,4 +1,4 @@
-"""The ops of `trimask.kernels` on a GPU against what they replace, on inputs of the size that COCO pictures give.
+"""The ops of `trimask.kernels` on a GPU, and whole models, against what they replace, on inputs as large as COCO's.
 
 `device` says how they are timed. The floor of an op is the time in which the bytes that it must move at least would be
 copied: ``floor = least bytes / bandwidth``, with ``bandwidth = 2 * size / time`` of a large copy in the same process;
@@ -6,13 +6,15 @@ copied: ``floor = least bytes / bandwidth``, with ``bandwidth = 2 * size / time`
 where there is no GPU.
 """
 
+import math
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
 import torch
 
-from . import gpu_boxes, gpu_pixels, gpu_roi
+from . import gpu_boxes, gpu_models, gpu_pixels, gpu_roi
 from .device import Bench, Ceilings, DeviceClock, measure_ceilings
 from .harness import Clock, Row, WallClock, failed
 
@@ -24,6 +26,7 @@ SUBJECTS: dict[str, Callable[[bool], Iterable[Callable[[Bench], list[Row]]]]] = 
     "boxes": gpu_boxes.cases,
     "pixels": gpu_pixels.cases,
     "gradients": gpu_roi.backward_cases,
+    "models": gpu_models.cases,
 }
 _SMALL = 64 << 20  # bytes of a copy in a quick run
 
@@ -45,13 +48,17 @@ def start(device: str, quick: bool) -> tuple[Clock, Ceilings]:
     return clock, ceilings
 
 
-def run(clock: Clock, quick: bool, subjects: Iterable[str] = tuple(SUBJECTS)) -> Iterator[list[Row]]:
+def run(
+    clock: Clock, quick: bool, subjects: Iterable[str] = tuple(SUBJECTS), seconds: float = math.inf
+) -> Iterator[list[Row]]:
     """The rows of each case as soon as it is done; `quick` is small and shows that everything runs, no more.
+
+    After so many `seconds` the models, whose grid is large, begin no further case and say what is left.
 
     Raises:
         RuntimeError: The device is lost, after a kernel that read or wrote where it must not.
     """
-    bench = Bench(clock, quick)
+    bench = Bench(clock, quick, time.monotonic() + seconds)
     for subject in subjects:
         for case in SUBJECTS[subject](quick):
             try:
@@ -59,7 +66,8 @@ def run(clock: Clock, quick: bool, subjects: Iterable[str] = tuple(SUBJECTS)) ->
                     rows = case(bench)
             except Exception as error:
                 rows = [failed(subject, _name(case), clock, error)]
-            yield rows
+            if rows:
+                yield rows
             if clock.device == "cuda":
                 torch.cuda.synchronize()
 

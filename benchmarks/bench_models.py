@@ -1,139 +1,152 @@
 """End to end on a CPU: from a decoded photograph to boolean masks, beside torchvision with the same weights.
 
-Both sides resize, detect, and threshold their pasted masks; torchvision gets its float tensor ready made.
+Both sides resize, detect, and threshold their pasted masks; torchvision gets its float tensor ready made. In float32
+the detections must be the same set. bfloat16, where the processor computes with it, is a row of its own, whose note
+says how far its scores are from float32's. First calls and memory are measured in a process for each.
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ..engine.inference.predictor import Predictor
-from ..engine.model.checkpoints import family, load_model
-from ..engine.model.checkpoints.torchvision import TORCHVISION
-from ..engine.model.config import MaskRCNNConfig, MobileNetV2Config
+from ..engine.model.checkpoints import load_model
 from ..engine.model.mask_rcnn import MaskRCNN
-from ..engine.model.presets import torchvision_v1
-from .harness import Row, compare, optional
+from .fresh import in_its_own_process
+from .harness import Row, WallClock, compare, optional
+from .matching import BFLOAT16, Found, disagreement, summary
+from .networks import random_resnet, torchvision_twin
 
 __all__ = ["run"]
 
-SCORE_TOLERANCE, MASK_TOLERANCE = 1e-3, 0.02
+Picture = NDArray[np.uint8]
+Call = Callable[[], list[Found]]
+BF16 = "trimask, bfloat16"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model and a picture.
+
+    Attributes:
+        model: "people", or a ResNet's depth.
+        sample: one of scikit-image's.
+        size: (height, width) that it is cut to, from its upper left corner; None for all of it.
+        step: take every so many rows and columns.
+    """
+
+    name: str
+    model: str
+    sample: str
+    size: tuple[int, int] | None = None
+    step: int = 1
+    max_detections: int = 100
+
+    def arguments(self) -> tuple[Any, ...]:
+        """For another process."""
+        return (self.model, self.sample, self.size, self.step, self.max_detections)
+
+
+CASES = (
+    Case("people, MobileNetV2 FPN, 512 x 512 at 320", "people", "astronaut"),
+    Case("ResNet-50 FPN, 400 x 600 at 800 x 1200, 100 detections", "50", "coffee"),
+    Case("ResNet-50 FPN, 400 x 600 at 800 x 1200, 10 detections", "50", "coffee", max_detections=10),
+    Case("ResNet-50 FPN, 360 x 599 at 800 x 1331, padded to 800 x 1344", "50", "coffee", size=(360, 599)),
+)
 
 
 def run(threads: int, quick: bool) -> Iterator[list[Row]]:
-    """The bundled model and ResNet-50 FPN, on scikit-image's portrait of an astronaut."""
-    data = optional("skimage.data")
-    if data is None:
+    """The bundled model and ResNet-50 FPN, on scikit-image's photographs of an astronaut and of a cup of coffee."""
+    if optional("skimage.data") is None:
         raise ImportError("models: expected scikit-image, whose sample portrait is the input; pip install scikit-image")
-    portrait = np.ascontiguousarray(data.astronaut()[::2, ::2] if quick else data.astronaut())
-    landscape = np.ascontiguousarray(data.coffee()[::2, ::2] if quick else data.coffee())
-    rounds = 2 if quick else 15
-    yield _pair("people, MobileNetV2 FPN, 512 x 512 at 320", load_model("people"), portrait, rounds, threads)
-    if not quick:
-        model = resnet50()
-        for limit in (100, 10):
-            case = f"ResNet-50 FPN, 400 x 600 at 800 x 1200, {limit} detections"
-            yield _pair(case, model, landscape, 5, threads, max_detections=limit)
+    for case in (replace(CASES[0], step=2),) if quick else CASES:
+        yield _rows(case, rounds=2 if quick else 15 if case.model == "people" else 5, threads=threads)
 
 
-def resnet50() -> MaskRCNN:
-    """torchvision's v1 architecture with random weights that find a hundred objects."""
-    torch.manual_seed(0)
-    names = tuple(f"class {i}" for i in range(1, 91))
-    model = MaskRCNN(torchvision_v1(names, tuple(range(1, 91)))).eval()
-    for name, parameter in model.named_parameters():
-        if parameter.dim() > 1:
-            gain = 0.06 if "lateral" in name else 0.3 if "deltas" in name else 1.5 if "classes" in name else 1.0
-            torch.nn.init.normal_(parameter, std=gain * (2 / parameter[0].numel()) ** 0.5)
-        elif name.endswith("conv3.norm.weight"):
-            torch.nn.init.constant_(parameter, 0.3)
-    return model
+def _rows(case: Case, rounds: int, threads: int) -> list[Row]:
+    arguments = case.arguments()
+    makers: dict[str, tuple[str, Any]] = {"torchvision": ("torchvision_call", ()), "trimask": ("trimask_call", ())}
+    if has_bfloat16():
+        makers[BF16] = ("trimask_call", ("bfloat16",))
+    calls = {name: globals()[maker](*arguments, *more) for name, (maker, more) in makers.items()}
+    bfloat16 = calls.pop(BF16, None)
+    rows = compare("models", case.name, calls, disagreement, rounds=rounds, threads=threads)
+    if bfloat16:
+        rows += _in_bfloat16(case, calls["trimask"], bfloat16, rounds, threads)
+    for i, row in enumerate(rows):
+        if row.p50_ms is not None and row.implementation in makers:
+            maker, more = makers[row.implementation]
+            fields = in_its_own_process(maker, *arguments, *more, threads=threads)
+            notes = [row.note, fields.pop("note", "")]
+            rows[i] = replace(row, **fields, note="; ".join(note for note in notes if note))
+    return rows
 
 
-def _pair(
-    case: str, model: MaskRCNN, picture: np.ndarray, rounds: int, threads: int, max_detections: int = 100
-) -> list[Row]:
-    predictor = Predictor(model, device="cpu", max_detections=max_detections)
+def _in_bfloat16(case: Case, exact: Call, rounded: Call, rounds: int, threads: int) -> list[Row]:
+    """Its row, with what rounding does to the detections, and float32 again, interleaved with it."""
+    near = partial(disagreement, tolerance=BFLOAT16)
+    calls = {"trimask": exact, BF16: rounded}
+    _, row = compare(
+        "models", case.name, calls, near, rounds=rounds, threads=threads, clock=WallClock(), dtype="bfloat16"
+    )
+    apart, share = summary(exact(), rounded())
+    note = f"scores at most {apart:.4f} from float32's, {share:.0%} found again"
+    return [replace(row, note="; ".join(filter(None, [row.note, note])))]
 
-    def ours() -> dict[str, np.ndarray]:
+
+def has_bfloat16() -> bool:
+    """Whether the processor multiplies in it; elsewhere it is emulated, and slow."""
+    return bool(torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def _load(model: str, sample: str, size: tuple[int, int] | None, step: int) -> tuple[MaskRCNN, Picture]:
+    picture = getattr(optional("skimage.data"), sample)()
+    if size:
+        picture = picture[: size[0], : size[1]]
+    picture = np.ascontiguousarray(picture[::step, ::step])
+    return load_model("people") if model == "people" else random_resnet(int(model)), picture
+
+
+def trimask_call(
+    model: str,
+    sample: str,
+    size: tuple[int, int] | None,
+    step: int,
+    max_detections: int,
+    dtype: str = "float32",
+) -> Call:
+    """Our predictor, ready to be called."""
+    source, picture = _load(model, sample, size, step)
+    predictor = Predictor(source, device="cpu", dtype=getattr(torch, dtype), max_detections=max_detections)
+
+    def ours() -> list[Found]:
         result = predictor.predict(picture)
-        return {"scores": result.scores, "boxes": result.boxes, "masks": result.masks}
+        return [Found(result.boxes, result.scores, result.labels, result.masks)]
 
-    implementations = {"torchvision": _torchvision(model, predictor.config, picture), "trimask": ours}
-    return compare("models", case, implementations, _disagreement, rounds=rounds, threads=threads)
+    return ours
 
 
-def _torchvision(
-    source: MaskRCNN, config: MaskRCNNConfig, picture: np.ndarray
-) -> Callable[[], dict[str, np.ndarray]] | None:
+def torchvision_call(
+    model: str, sample: str, size: tuple[int, int] | None, step: int, max_detections: int
+) -> Call | None:
+    """torchvision's model with the same weights; None where it is not installed."""
     torchvision = optional("torchvision")
     if torchvision is None:
         return None
-    model = _twin(torchvision, source, config)
+    source, picture = _load(model, sample, size, step)
+    config = replace(source.config, detection=replace(source.config.detection, max_detections=max_detections))
+    twin = torchvision_twin(torchvision, source, config)
     image = torch.from_numpy(picture).permute(2, 0, 1).float() / 255
 
     @torch.inference_mode()
-    def theirs() -> dict[str, np.ndarray]:
-        (found,) = model([image])
-        masks = found["masks"][:, 0] > 0.5
-        return {"scores": found["scores"].numpy(), "boxes": found["boxes"].numpy(), "masks": masks.numpy()}
+    def theirs() -> list[Found]:
+        (found,) = twin([image])
+        masks = (found["masks"][:, 0] > 0.5).numpy()
+        return [Found(found["boxes"].numpy(), found["scores"].numpy(), found["labels"].numpy() - 1, masks)]
 
     return theirs
-
-
-def _twin(torchvision: Any, source: MaskRCNN, config: MaskRCNNConfig) -> torch.nn.Module:
-    """torchvision's own model with the weights of ``source`` and the limits of ``config``."""
-    detection = torchvision.models.detection
-    limits = {
-        "min_size": config.input.resize.min_size,
-        "max_size": config.input.resize.max_size,
-        "box_score_thresh": config.detection.score_threshold,
-        "box_detections_per_img": config.detection.max_detections,
-    }
-    frozen = torchvision.ops.misc.FrozenBatchNorm2d
-    classes = config.num_classes + 1
-    if isinstance(config.backbone, MobileNetV2Config):
-        trunk = torchvision.models.mobilenet_v2(weights=None, norm_layer=frozen).features
-        for module in trunk.modules():  # ReLU, where the config says so
-            for name, child in module.named_children():
-                if isinstance(child, torch.nn.ReLU6) and not config.backbone.relu6:
-                    setattr(module, name, torch.nn.ReLU(inplace=True))
-        levels = {str(tap): str(i) for i, tap in enumerate(config.backbone.taps)}
-        channels = config.fpn.channels
-        backbone = detection.backbone_utils.BackboneWithFPN(trunk, levels, [24, 32, 96, 320], channels)
-        assert config.mask_head is not None
-        model = detection.MaskRCNN(
-            backbone,
-            rpn_anchor_generator=detection.rpn.AnchorGenerator(
-                config.anchors.sizes, (config.anchors.aspect_ratios,) * len(config.anchors.sizes)
-            ),
-            box_head=detection.faster_rcnn.TwoMLPHead(channels * 49, config.box_head.fcs[0]),
-            box_predictor=detection.faster_rcnn.FastRCNNPredictor(config.box_head.fcs[-1], classes),
-            mask_head=detection.mask_rcnn.MaskRCNNHeads(channels, config.mask_head.convs, 1),
-            mask_predictor=detection.mask_rcnn.MaskRCNNPredictor(channels, config.mask_head.deconv_channels, classes),
-            **limits,
-        )
-    else:
-        backbone = detection.backbone_utils.resnet_fpn_backbone(
-            backbone_name="resnet50", weights=None, norm_layer=frozen
-        )
-        model = detection.MaskRCNN(backbone, classes, **limits)
-    detection._utils.overwrite_eps(model, config.backbone.norm_eps)
-    model.load_state_dict(family.export(TORCHVISION, source))
-    return model.eval()
-
-
-def _disagreement(theirs: dict[str, np.ndarray], ours: dict[str, np.ndarray]) -> str:
-    """How two sets of detections differ, in words; near ties may swap rows."""
-    if len(theirs["scores"]) != len(ours["scores"]):
-        return f"{len(theirs['scores'])} detections and {len(ours['scores'])}"
-    if not len(ours["scores"]):
-        return "no detection to compare"
-    difference = np.abs(theirs["scores"] - ours["scores"]).max()
-    if difference > SCORE_TOLERANCE:
-        return f"scores differ by {difference:.2g}"
-    areas = [np.sort(found["masks"].sum((1, 2))) for found in (theirs, ours)]
-    difference = np.abs(areas[0] - areas[1]).sum() / areas[0].sum()
-    return f"mask areas differ by {difference:.2%}" if difference > MASK_TOLERANCE else ""

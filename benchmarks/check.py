@@ -91,6 +91,7 @@ def _measure(
     """Run one part of the benchmarks in a process of its own, and take over its results as they come."""
     own = folder / f"{part}.json"
     command = [sys.executable, "-m", str(__package__), "gpu", "--device", device, "--only", part, "--json", str(own)]
+    command += ["--minutes", f"{max(deadline - time.monotonic(), 0) / 60:.3f}"]
     before, seen, finished = results["rows"], 0, False
     process = subprocess.Popen([*command, *["--quick"] * quick])
     running = True

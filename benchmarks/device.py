@@ -22,7 +22,7 @@ from torch import Tensor
 
 from .harness import Call, Clock, Disagreement, Implementations, Row, Sampler, Samplers, compare
 
-__all__ = ["Bench", "Ceilings", "DeviceClock", "copies", "measure_ceilings", "plain_torch"]
+__all__ = ["Bench", "Ceilings", "DeviceClock", "copies", "measure_ceilings", "plain_torch", "precision"]
 
 _SAMPLE = 2e-3  # seconds of calls in a sample, where they are short
 _MOST_CALLS = 200  # in a sample
@@ -31,6 +31,7 @@ _MOST_COPIES = 16
 _LARGE = 2 << 30  # bytes of a copy that measures the bandwidth: far above any cache
 _ROUNDS = 21
 _SECONDS = 3.0  # for a case
+_LONGEST_CASE = 25.0  # seconds, of a whole model: its making, its warm-up, and the same of its peers
 
 
 class DeviceClock:
@@ -186,10 +187,20 @@ class Bench:
 
     Attributes:
         quick: Small inputs and two rounds: a check, not a measurement.
+        deadline: By `time.monotonic`; what need not be complete begins nothing when it is near.
     """
 
     clock: Clock
     quick: bool
+    deadline: float = math.inf
+
+    def left(self) -> float:
+        """Seconds until the deadline."""
+        return self.deadline - time.monotonic()
+
+    def late(self, seconds: float = _LONGEST_CASE) -> bool:
+        """Whether there is no time for a case that takes so long."""
+        return self.left() < seconds
 
     def put(self, *tensors: Tensor) -> Any:
         """The tensors on the device; just the one, if there is one."""
@@ -225,3 +236,15 @@ def plain_torch(function: Call) -> Call:
             return function()
 
     return call
+
+
+@contextmanager
+def precision(*, tf32: bool, tuned: bool) -> Iterator[None]:
+    """Whether float32 convolutions may round to TF32 (as torch lets them; products never), and cuDNN try algorithms."""
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.allow_tf32, cudnn.benchmark, matmul.allow_tf32
+    cudnn.allow_tf32, cudnn.benchmark, matmul.allow_tf32 = tf32, tuned, False
+    try:
+        yield
+    finally:
+        cudnn.allow_tf32, cudnn.benchmark, matmul.allow_tf32 = before

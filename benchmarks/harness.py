@@ -79,6 +79,11 @@ class Row:
         least_bytes: What must move between the device and its memory at least: inputs that are read and outputs.
         floor_ms: How long that takes at the measured bandwidth of a copy, ``least_bytes / bandwidth``.
         times_floor: ``p50_ms / floor_ms``; 1 / times_floor is the share of that bandwidth which was achieved.
+        first_ms: Of a model in a process of its own, the first call after it was loaded.
+        peak_bytes: Memory at most: on a GPU what torch allocated during a call beside weights and inputs; on a CPU
+            what was resident of a process of its own.
+        launches: On a GPU, kernels for each picture, copies and fills not counted.
+        stages_ms: Medians of the parts of a call, in their order, launched kernel by kernel.
     """
 
     subject: str
@@ -99,6 +104,10 @@ class Row:
     least_bytes: int | None = None
     floor_ms: float | None = None
     times_floor: float | None = None
+    first_ms: float | None = None
+    peak_bytes: int | None = None
+    launches: float | None = None
+    stages_ms: dict[str, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -351,15 +360,23 @@ def report(rows: list[Row]) -> Group:
     """The rows of one case for a terminal."""
     first = rows[0]
     columns = {"p20 ms": "p20_ms", "p50 ms": "p50_ms", "p80 ms": "p80_ms", f"x {_PEER}": "ratio_to_torchvision"}
-    more = {"warm ms": "warm_ms", "call ms": "call_ms", "x floor": "times_floor"}
+    more = {
+        "warm ms": "warm_ms",
+        "call ms": "call_ms",
+        "x floor": "times_floor",
+        "first ms": "first_ms",
+        "peak bytes": "peak_bytes",
+        "launches": "launches",
+    }
     columns |= {header: field for header, field in more.items() if any(getattr(row, field) for row in rows)}
     out = Table("", *columns, "", box=None, pad_edge=False)
     for column in out.columns[1:-1]:
         column.justify = "right"
     for row in rows:
         figures = [getattr(row, field) for field in columns.values()]
-        cells = ["-" if x is None else f"{x:.3g}" if x < 1000 else f"{x:.0f}" for x in figures]
-        notes = [row.note, "not captured" if row.captured is False else ""]
+        cells = ["-" if x is None else f"{x:.3g}" if x < 1000 or x > 1e6 else f"{x:.0f}" for x in figures]
+        stages = ", ".join(f"{stage} {spent:.3g}" for stage, spent in (row.stages_ms or {}).items())
+        notes = [row.note, "not captured" if row.captured is False else "", stages]
         wrong = ["WRONG"] * len(cells) if row.correct is False else cells
         out.add_row(row.implementation, *wrong, "; ".join(note for note in notes if note))
     return Group(Text(f"{first.subject}: {first.case} ({first.device}, {first.dtype}, {first.threads} threads)"), out)

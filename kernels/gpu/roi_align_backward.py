@@ -291,7 +291,7 @@ def _round_kernel(
     FIXED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Totals of all levels, fixed-point or float, in the dtype of the gradient; both begin at a multiple of 16 bytes."""
+    """Totals of all levels, fixed-point or float, in the dtype of the gradient; both start at multiples of 16 bytes."""
     level = tl.program_id(1)
     height = select(level, heights) // 16
     width = select(level, widths) // 16

@@ -1,0 +1,133 @@
+"""Whole models for the benchmarks, and torchvision's own with the same weights."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from ..engine.model.checkpoints import family
+from ..engine.model.checkpoints.torchvision import TORCHVISION
+from ..engine.model.config import MaskRCNNConfig, MobileNetV2Config
+from ..engine.model.mask_rcnn import MaskRCNN
+from ..engine.model.presets import torchvision_v1
+from .harness import optional
+
+__all__ = ["photographs", "random_resnet", "torchvision_twin", "without_masks"]
+
+BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}  # of ResNets by depth
+_SAMPLES = ("coffee", "astronaut", "chelsea", "rocket", "retina")  # in colour, of scikit-image
+_DEMO = Path(__file__).resolve().parents[1] / "docs" / "images" / "demo.jpg"
+
+
+def random_resnet(depth: int = 50, proposals: int = 1000, detections: int = 100) -> MaskRCNN:
+    """torchvision's v1 architecture with random weights that find as many objects as they may."""
+    torch.manual_seed(0)
+    names = tuple(f"class {i}" for i in range(1, 91))
+    config = torchvision_v1(names, tuple(range(1, 91)))
+    config = replace(
+        config,
+        backbone=replace(config.backbone, blocks=BLOCKS[depth]),  # type: ignore[arg-type]
+        rpn=replace(config.rpn, pre_nms=proposals, post_nms=proposals),
+        detection=replace(config.detection, max_detections=detections),
+    )
+    model = MaskRCNN(config).eval()
+    for name, parameter in model.named_parameters():
+        if parameter.dim() > 1:
+            gain = 0.06 if "lateral" in name else 0.3 if "deltas" in name else 1.5 if "classes" in name else 1.0
+            torch.nn.init.normal_(parameter, std=gain * (2 / parameter[0].numel()) ** 0.5)
+        elif name.endswith("conv3.norm.weight"):
+            torch.nn.init.constant_(parameter, 0.3)
+    return model
+
+
+def without_masks(model: MaskRCNN) -> MaskRCNN:
+    """The same weights without the mask head: Faster R-CNN."""
+    boxes_only = MaskRCNN(replace(model.config, mask_head=None)).eval()
+    boxes_only.load_state_dict({k: v for k, v in model.state_dict().items() if not k.startswith("mask_head.")})
+    return boxes_only
+
+
+def torchvision_twin(torchvision: Any, source: MaskRCNN, config: MaskRCNNConfig, **options: Any) -> torch.nn.Module:
+    """torchvision's own model with the weights of ``source`` and the limits of ``config``.
+
+    Args:
+        torchvision: the package.
+        source: a model with masks.
+        config: how pictures are resized, and which detections are kept.
+        **options: more of `torchvision.models.detection.MaskRCNN`.
+    """
+    detection = torchvision.models.detection
+    limits = {
+        "min_size": config.input.resize.min_size,
+        "max_size": config.input.resize.max_size,
+        "rpn_pre_nms_top_n_test": config.rpn.pre_nms,
+        "rpn_post_nms_top_n_test": config.rpn.post_nms,
+        "box_score_thresh": config.detection.score_threshold,
+        "box_detections_per_img": config.detection.max_detections,
+        **options,
+    }
+    frozen = torchvision.ops.misc.FrozenBatchNorm2d
+    classes = config.num_classes + 1
+    if isinstance(config.backbone, MobileNetV2Config):
+        trunk = torchvision.models.mobilenet_v2(weights=None, norm_layer=frozen).features
+        for module in trunk.modules():  # ReLU, where the config says so
+            for name, child in module.named_children():
+                if isinstance(child, torch.nn.ReLU6) and not config.backbone.relu6:
+                    setattr(module, name, torch.nn.ReLU(inplace=True))
+        levels = {str(tap): str(i) for i, tap in enumerate(config.backbone.taps)}
+        channels = config.fpn.channels
+        backbone = detection.backbone_utils.BackboneWithFPN(trunk, levels, [24, 32, 96, 320], channels)
+        assert config.mask_head is not None
+        model = detection.MaskRCNN(
+            backbone,
+            rpn_anchor_generator=detection.rpn.AnchorGenerator(
+                config.anchors.sizes, (config.anchors.aspect_ratios,) * len(config.anchors.sizes)
+            ),
+            box_head=detection.faster_rcnn.TwoMLPHead(channels * 49, config.box_head.fcs[0]),
+            box_predictor=detection.faster_rcnn.FastRCNNPredictor(config.box_head.fcs[-1], classes),
+            mask_head=detection.mask_rcnn.MaskRCNNHeads(channels, config.mask_head.convs, 1),
+            mask_predictor=detection.mask_rcnn.MaskRCNNPredictor(channels, config.mask_head.deconv_channels, classes),
+            **limits,
+        )
+    else:
+        depth = next(depth for depth, blocks in BLOCKS.items() if blocks == config.backbone.blocks)
+        backbone = detection.backbone_utils.resnet_fpn_backbone(
+            backbone_name=f"resnet{depth}", weights=None, norm_layer=frozen
+        )
+        model = detection.MaskRCNN(backbone, classes, **limits)
+    detection._utils.overwrite_eps(model, config.backbone.norm_eps)
+    model.load_state_dict(family.export(TORCHVISION, source))
+    return model.eval()
+
+
+def photographs(size: tuple[int, int], count: int) -> list[NDArray[np.uint8]]:
+    """Real pictures, uint8 RGB [H, W, 3], scaled to (height, width); beyond those that are there, mirrored.
+
+    scikit-image's samples, or matplotlib's, or the one in the documentation, whichever is installed.
+    """
+    found = [_scaled(picture, size) for picture in _samples()[:count]]
+    while len(found) < count:
+        again = found[len(found) - len(_samples())]
+        found.append(np.ascontiguousarray(again[:, ::-1] if len(found) % 2 else again[::-1]))
+    return found
+
+
+def _samples() -> Sequence[Image.Image]:
+    if data := optional("skimage.data"):
+        folder = Path(data.data_dir)
+        files = [next(folder.glob(f"{name}.*"), None) for name in _SAMPLES]
+        if there := [file for file in files if file]:
+            return [Image.open(file).convert("RGB") for file in there]
+    if cbook := optional("matplotlib.cbook"):
+        with cbook.get_sample_data("grace_hopper.jpg") as file:
+            return [Image.open(file).convert("RGB")]
+    return [Image.open(_DEMO).convert("RGB")]
+
+
+def _scaled(picture: Image.Image, size: tuple[int, int]) -> NDArray[np.uint8]:
+    return np.array(picture.resize(size[::-1]))

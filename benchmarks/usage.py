@@ -1,0 +1,62 @@
+"""What a call takes beside its time: launches, memory, and how its stages share the time."""
+
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from ..engine.inference.profiling import EventClock, HostClock
+from .device import Bench
+
+__all__ = ["usage"]
+
+_ROUNDS = 7
+
+
+def usage(
+    bench: Bench, call: Callable[[], Any], pictures: int, staged: Callable[..., Any] | None = None
+) -> dict[str, Any]:
+    """Fields of a `Row`: on a GPU `launches` and `peak_bytes`, and `stages_ms` of what can be staged.
+
+    Args:
+        bench: where the call runs.
+        call: one call.
+        pictures: that it handles.
+        staged: the same with a keyword ``mark``, which it calls with the name of each stage that is done.
+    """
+    fields: dict[str, Any] = {"stages_ms": _stages(bench, staged)} if staged else {}
+    if bench.clock.device == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()  # weights and inputs, also those of other cases
+        call()
+        torch.cuda.synchronize()
+        fields["peak_bytes"] = torch.cuda.max_memory_allocated() - before
+        fields["launches"] = _launches(call, pictures)
+    return fields
+
+
+def _stages(bench: Bench, call: Callable[..., Any]) -> dict[str, float]:
+    """Medians of a few calls, launched kernel by kernel."""
+    samples = []
+    for _ in range(2 if bench.quick else _ROUNDS):
+        clock = EventClock() if bench.clock.device == "cuda" else HostClock()
+        call(mark=clock.mark)
+        samples.append(clock.stages())
+    return {name: statistics.median(one[name] for one in samples) for name in samples[0]}
+
+
+def _launches(call: Callable[[], Any], pictures: int) -> float | None:
+    """Kernels for each picture, copies and fills not counted; None where the profiler sees none."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
+        call()
+        torch.cuda.synchronize()
+    kernels = [
+        event
+        for event in profiler.events()
+        if event.device_type == torch.autograd.DeviceType.CUDA
+        and not getattr(event, "is_user_annotation", False)
+        and not event.name.startswith(("Memcpy", "Memset"))
+    ]
+    return len(kernels) / pictures or None

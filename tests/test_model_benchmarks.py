@@ -1,0 +1,250 @@
+"""The benchmarks of whole models are honest: wrong detections get no time. No timing is asserted."""
+
+import json
+import math
+import sys
+import time
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from trimask.benchmarks import bench_gpu, bench_models, compiling, fresh, gpu_models, networks, usage
+from trimask.benchmarks.device import Bench, precision
+from trimask.benchmarks.harness import Row, WallClock
+from trimask.benchmarks.matching import BFLOAT16, Found, disagreement, summary
+
+BENCH = Bench(WallClock(), quick=True)
+
+
+def found(np_rng: np.random.Generator, count: int = 8) -> Found:
+    corner = 100 * np_rng.random((count, 2), np.float32)
+    boxes = np.concatenate([corner, corner + 10 + 20 * np_rng.random((count, 2), np.float32)], 1)
+    scores = np.sort(0.3 + 0.6 * np_rng.random(count, np.float32))[::-1].copy()
+    return Found(boxes, scores, np_rng.integers(0, 3, count), np_rng.random((count, 20, 20)) > 0.5)
+
+
+def test_the_same_set_in_another_order_agrees(np_rng: np.random.Generator) -> None:
+    one = found(np_rng)
+    order = np_rng.permutation(len(one.scores))
+    other = Found(*(field[order] for field in one))
+    assert disagreement([one], [other]) == ""
+    assert summary([one], [other]) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize("change", ["boxes", "scores", "labels", "masks", "fewer"])
+def test_one_detection_that_differs_is_seen(change: str, np_rng: np.random.Generator) -> None:
+    one = found(np_rng)
+    other = Found(*(field.copy() for field in one))
+    if change == "boxes":
+        other.boxes[3] += 2
+    elif change == "scores":
+        other.scores[3] += 2e-3
+    elif change == "labels":
+        other.labels[3] += 1
+    elif change == "masks":
+        other.masks[3, :4] ^= True
+    else:
+        other = Found(*(field[1:] for field in one))
+    wrong = 1 if change == "fewer" else 2  # each side has one without an equal
+    assert disagreement([one], [other]) == f"{wrong} detections of 8 have no equal"
+
+
+def test_rounding_at_a_cut_is_excused_and_nothing_is_no_agreement(np_rng: np.random.Generator) -> None:
+    one = found(np_rng)
+    one.scores[-1] = 0.0505
+    assert disagreement([one], [Found(*(field[:-1] for field in one))]) == ""
+    nothing = Found(*(field[:0] for field in one))
+    assert disagreement([nothing], [nothing]) == "no detection to compare"
+    assert disagreement([one], []) == "0 pictures instead of 1"
+    assert disagreement([one], [one._replace(masks=None)]) == "masks on one side alone"
+    assert summary([nothing], [nothing]) == (0.0, 1.0)
+    assert summary([one], [nothing]) == (0.0, 0.0)
+
+
+def test_lower_precision_is_judged_by_scores_and_by_what_is_found_again(np_rng: np.random.Generator) -> None:
+    one = found(np_rng, 20)
+    near = one._replace(scores=one.scores + 0.05)
+    assert disagreement([one], [near], BFLOAT16) == ""
+    assert "apart" in disagreement([one], [near._replace(scores=one.scores + 0.1)], BFLOAT16)
+    far = one.boxes.copy()
+    far[:5] += 50
+    assert disagreement([one], [one._replace(boxes=far)], BFLOAT16) == "scores 0.0000 apart, 75% found again"
+
+
+def test_the_grid_has_every_cell_once_and_the_corners_first() -> None:
+    points = gpu_models.grid(quick=False)
+    assert len(points) == len(set(points)) == 2 * 2 * 4 * 3 * 4 + 2  # two more are tuned
+    assert points[:2] == [gpu_models.Point(), gpu_models.Point(batch=8)]
+    assert points[0] == gpu_models.Point(50, "float16", (800, 1344), 1, masks=True)
+    assert {point.depth for point in points[: gpu_models.CORNERS]} == {50, 101}
+    assert {point.size for point in points[: gpu_models.CORNERS]} == set(gpu_models.SIZES)
+
+
+def test_the_quick_models_run_and_agree() -> None:
+    """On a CPU, where they are good for nothing else."""
+    pytest.importorskip("torchvision")
+    groups = list(bench_gpu.run(WallClock(), True, ["models"]))
+    assert [rows[0].subject for rows in groups] == ["models", "models", "models precision", "models compiled"]
+    for rows in groups:
+        assert not any(row.correct is False for row in rows), rows
+        assert all(row.correct for row in rows if row.implementation == "trimask"), rows
+    exact, boxes, lower, compiled = groups
+    assert [row.dtype for row in exact] == ["float32"] * 2
+    (ours,) = (row for row in exact if row.implementation == "trimask")
+    assert list(ours.stages_ms or ()) == ["backbone", "proposals", "boxes", "masks", "run lengths"]
+    (ours,) = (row for row in boxes if row.implementation == "trimask")
+    assert list(ours.stages_ms or ()) == ["backbone", "proposals", "boxes"]
+    assert [row.dtype for row in lower] == ["float32", "bfloat16"]
+    assert all("found again" in row.note for row in lower)
+    assert [row.implementation for row in compiled][2:] == ["torchvision, backbone compiled", "torchvision, compiled"]
+
+
+def test_wrong_detections_are_called_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torchvision")
+    right = gpu_models._ours
+
+    def moved(*arguments: Any, **more: Any) -> Any:
+        detections, runs = right(*arguments, **more)
+        return detections._replace(boxes=detections.boxes + 3), runs
+
+    monkeypatch.setattr(gpu_models, "_ours", moved)
+    point = gpu_models.grid(quick=True)[0]
+    peer, ours = gpu_models._point(BENCH, replace(point, batch=1), [])
+    assert peer.p50_ms is not None
+    assert (ours.correct, ours.p50_ms) == (False, None)
+    assert "have no equal" in ours.note
+
+
+def test_without_torchvision_there_is_nothing_to_compare_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_models, "torchvision", None)
+    absent, ours = gpu_models._point(BENCH, replace(gpu_models.grid(quick=True)[0], batch=1), [])
+    assert (absent.note, ours.note) == ("not installed", "nothing to compare with")
+    assert ours.p50_ms is not None
+    assert gpu_models._compiled(BENCH, []) == []
+
+
+def test_what_there_was_no_time_for_is_named() -> None:
+    ((row,),) = bench_gpu.run(WallClock(), True, ["models"], seconds=0)
+    assert row.note == "not measured: no time was left"
+    assert row.case == "4 more, from ResNet-50 FPN, 2 x 64 x 96 in float32 on"
+    assert row.correct is None
+    assert gpu_models._unmeasured(BENCH, []) == []
+    assert not BENCH.late()
+    assert Bench(WallClock(), True, time.monotonic() + 10).late()
+
+
+def test_precision_is_given_back() -> None:
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.allow_tf32, cudnn.benchmark, matmul.allow_tf32
+    with precision(tf32=False, tuned=True):
+        assert (cudnn.allow_tf32, cudnn.benchmark, matmul.allow_tf32) == (False, True, False)
+    assert (cudnn.allow_tf32, cudnn.benchmark, matmul.allow_tf32) == before
+
+
+def test_a_compiler_that_fails_or_takes_too_long_is_no_wrong_result() -> None:
+    model = torch.nn.ModuleDict({"backbone": torch.nn.Linear(2, 2)})
+
+    def broken(peer: Any) -> None:
+        raise RuntimeError("no triton")
+
+    def endless(peer: Any) -> None:
+        time.sleep(60)
+
+    for run, seconds, reason in ((broken, math.inf, "RuntimeError: no triton"), (endless, 0.4, "not compiled within")):
+        bench = replace(BENCH, deadline=time.monotonic() + seconds)
+        for name, call in compiling.compiled_peers(model, run, bench):
+            assert name in ("torchvision, backbone compiled", "torchvision, compiled")
+            with pytest.raises(NotImplementedError, match=reason):
+                call()
+
+
+def test_launches_are_kernels_and_not_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Event:
+        is_user_annotation = False
+
+        def __init__(self, name: str, device: str, annotation: bool = False) -> None:
+            self.name, self.is_user_annotation = name, annotation
+            self.device_type = getattr(torch.autograd.DeviceType, device)
+
+    events = [Event("conv", "CUDA"), Event("nms", "CUDA"), Event("aten::add", "CPU"), Event("Memcpy HtoD", "CUDA")]
+    events += [Event("Memset (Device)", "CUDA"), Event("backbone", "CUDA", True)]
+
+    class Profiler:
+        def __init__(self, **_: Any) -> None: ...
+
+        def __enter__(self) -> "Profiler":
+            return self
+
+        def __exit__(self, *_: Any) -> None: ...
+
+        def events(self) -> list[Event]:
+            return events
+
+    monkeypatch.setattr(torch.profiler, "profile", Profiler)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    assert usage._launches(lambda: None, 2) == 1.0
+
+
+def test_photographs_are_as_many_and_as_large_as_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    for modules in (["skimage.data"], ["skimage.data", "matplotlib.cbook"], []):
+        with monkeypatch.context() as patch:
+            patch.setattr(networks, "optional", partial(_without, modules))
+            pictures = networks.photographs((40, 60), 7)
+        assert [picture.shape for picture in pictures] == [(40, 60, 3)] * 7
+        assert all(picture.dtype == np.uint8 for picture in pictures)
+        assert not np.array_equal(pictures[0], pictures[-1])
+
+
+def _without(modules: list[str], name: str) -> Any:
+    from trimask.benchmarks.harness import optional
+
+    return None if name in modules else optional(name)
+
+
+def test_a_model_in_its_own_process_tells_its_first_call_and_memory() -> None:
+    pytest.importorskip("skimage")
+    case = replace(bench_models.CASES[0], step=4)
+    fields = fresh.in_its_own_process("trimask_call", *case.arguments(), threads=1)
+    assert set(fields) == {"first_ms", "peak_bytes"}, fields
+    assert fields["first_ms"] > 0
+    if sys.platform != "win32":
+        assert fields["peak_bytes"] > 50e6
+    broken = fresh.in_its_own_process("no_such_call", threads=1)
+    assert "no_such_call" in broken["note"]
+
+
+def test_the_quick_models_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("skimage")
+    pytest.importorskip("torchvision")
+    monkeypatch.setattr(bench_models, "in_its_own_process", lambda *_, **__: {"first_ms": 7.0, "peak_bytes": 8})
+    (rows,) = bench_models.run(1, quick=True)
+    assert [row.implementation for row in rows][:2] == ["torchvision", "trimask"]
+    assert all(row.correct and row.p50_ms for row in rows), rows
+    assert all((row.first_ms, row.peak_bytes) == (7.0, 8) for row in rows)
+    assert (len(rows) == 3) == bench_models.has_bfloat16()
+    for row in rows[2:]:
+        assert (row.implementation, row.dtype) == ("trimask, bfloat16", "bfloat16")
+        assert "from float32's" in row.note
+    json.dumps([row.__dict__ for row in rows])
+
+
+def test_wrong_boxes_on_a_cpu_are_called_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("skimage")
+    pytest.importorskip("torchvision")
+    right = bench_models.trimask_call
+
+    def moved(*arguments: Any) -> Any:
+        call = right(*arguments)
+        return lambda: [one._replace(boxes=one.boxes + 4) for one in call()]
+
+    monkeypatch.setattr(bench_models, "trimask_call", moved)
+    monkeypatch.setattr(bench_models, "has_bfloat16", lambda: False)
+    monkeypatch.setattr(bench_models, "in_its_own_process", lambda *_, **__: {})
+    rows: list[Row]
+    (rows,) = bench_models.run(1, quick=True)
+    assert [row.correct for row in rows] == [True, False]
+    assert rows[1].p50_ms is None
