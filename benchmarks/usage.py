@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ..engine.inference.profiling import EventClock, HostClock
+from ..engine.inference.timing import stopwatch
 from .device import Bench
 
 __all__ = ["usage"]
@@ -41,9 +41,10 @@ def _stages(bench: Bench, call: Callable[..., Any]) -> dict[str, float]:
     """Medians of a few calls, launched kernel by kernel."""
     samples = []
     for _ in range(2 if bench.quick else _ROUNDS):
-        clock = EventClock() if bench.clock.device == "cuda" else HostClock()
-        call(mark=clock.mark)
-        samples.append(clock.stages())
+        watch = stopwatch(torch.device(bench.clock.device))
+        call(mark=watch.mark)
+        watch.wait()
+        samples.append(watch.milliseconds())
     return {name: statistics.median(one[name] for one in samples) for name in samples[0]}
 
 

@@ -16,7 +16,8 @@ from models import SMALL, VARIANTS, small_model
 from trimask import Predictor
 from trimask.cli import main
 from trimask.engine.inference import profiling
-from trimask.engine.inference.profiling import EventClock, Profile, Spread, draw_chart, profile, write_trace
+from trimask.engine.inference.profiling import Profile, Spread, draw_chart, profile, write_trace
+from trimask.engine.inference.timing import EventStopwatch
 from trimask.engine.model.checkpoints import save
 
 STAGES = ["decode", "preprocess", "backbone", "proposals", "boxes", "masks", "run lengths", "copy"]
@@ -125,12 +126,13 @@ def test_stages_on_a_device_lie_between_its_events(monkeypatch: pytest.MonkeyPat
             return end.at - self.at
 
     monkeypatch.setattr(torch.cuda, "Event", Event)
-    clock = EventClock()
-    clock.mark("a")
+    watch = EventStopwatch()
+    watch.mark("a")
     Event.now += 5
-    clock.mark("b")
+    watch.mark("b")
     assert waited == []
-    assert clock.stages() == {"a": 2, "b": 7}
+    watch.wait()
+    assert watch.milliseconds() == {"a": 2, "b": 7}
     assert waited == [11]  # once, for the last
 
 

@@ -14,17 +14,17 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from ..model.files import write_whole
-from .graph import run_lengths
+from .execution import infer
 from .pictures import read
 from .predictor import Predictor
 from .preprocess import make_batch
+from .timing import stopwatch
 
 __all__ = ["Profile", "Spread", "draw_chart", "profile", "resident_bytes", "write_trace"]
 
@@ -97,55 +97,6 @@ class Profile:
         return 1e3 * len(self.pictures) / self.predict.p50
 
 
-class Clock(Protocol):
-    """Times the stages of one call."""
-
-    def mark(self, stage: str) -> None:
-        """The stage is over."""
-        ...
-
-    def stages(self) -> dict[str, float]:
-        """Milliseconds of each; waits for the device."""
-        ...
-
-
-class HostClock:
-    def __init__(self) -> None:
-        self.names: list[str] = []
-        self.times = [time.perf_counter()]
-
-    def mark(self, stage: str) -> None:
-        self.names.append(stage)
-        self.times.append(time.perf_counter())
-
-    def stages(self) -> dict[str, float]:
-        return {name: 1e3 * (end - start) for name, (start, end) in zip(self.names, pairwise(self.times), strict=True)}
-
-
-class EventClock:
-    """Events on the current stream: what they enclose is not slowed down by waiting."""
-
-    def __init__(self) -> None:
-        self.names: list[str] = []
-        self.events: list[Any] = []
-        self._record()
-
-    def _record(self) -> None:
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        self.events.append(event)
-
-    def mark(self, stage: str) -> None:
-        self.names.append(stage)
-        self._record()
-
-    def stages(self) -> dict[str, float]:
-        self.events[-1].synchronize()
-        return {
-            name: start.elapsed_time(end) for name, (start, end) in zip(self.names, pairwise(self.events), strict=True)
-        }
-
-
 @dataclass(frozen=True)
 class _Call:
     pictures: list[tuple[int, int]]
@@ -159,24 +110,17 @@ def _call(predictor: Predictor, sources: Sequence[Any], mark: Mark) -> _Call:
     """From encoded pictures to boxes, scores, labels and run lengths on the host."""
     arrays = [read(source).array for source in sources]
     mark("decode")
-    image, image_sizes, original_sizes = make_batch(arrays, predictor.config.input, predictor.device)
+    inputs = make_batch(arrays, predictor.config.input, predictor.device)
     mark("preprocess")
-    found = predictor.graph(image, image_sizes, original_sizes, detection=predictor.config.detection, mark=mark)
-    outputs = [found.boxes, found.scores, found.labels]
-    cut = 0
-    if found.mask_logits is None:
-        count = found.count.cpu()
-        outputs = [x.cpu() for x in outputs]
-    else:
-        capacity = max(FEWEST_RUNS, RUNS_A_COLUMN * max(array.shape[1] for array in arrays))
-        runs, lengths = run_lengths(found, original_sizes, predictor.config.paste, capacity)
-        mark("run lengths")
-        count = found.count.cpu()
-        *outputs, _, lengths = (x.cpu() for x in [*outputs, runs, lengths])
-        cut = int((lengths > capacity).sum())
+    capacity = max(FEWEST_RUNS, RUNS_A_COLUMN * max(array.shape[1] for array in arrays))
+    config, device = predictor.config, predictor.device
+    found = infer(predictor.graph, config.paste, capacity, *inputs, config.detection, mark).to_host()
     mark("copy")
-    height, width = image.shape[2:]
-    return _Call([array.shape[:2] for array in arrays], (height, width), count.tolist(), cut)
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()
+    cut = 0 if found.lengths is None else int((found.lengths > capacity).sum())
+    height, width = inputs[0].shape[2:]
+    return _Call([array.shape[:2] for array in arrays], (height, width), found.count.tolist(), cut)
 
 
 def profile(predictor: Predictor, sources: Sequence[Any], rounds: int = 20) -> Profile:
@@ -196,7 +140,6 @@ def profile(predictor: Predictor, sources: Sequence[Any], rounds: int = 20) -> P
     if rounds < 1:
         raise ValueError(f"rounds: expected at least 1, got {rounds}")
     cuda = predictor.device.type == "cuda"
-    new_clock: Callable[[], Clock] = EventClock if cuda else HostClock
 
     def predict() -> None:
         predictor.predict(list(sources), batch_size=len(sources))
@@ -211,11 +154,11 @@ def profile(predictor: Predictor, sources: Sequence[Any], rounds: int = 20) -> P
         predictions: list[float] = []
         found = _Call([], (0, 0), [], 0)
         for _ in range(rounds):
-            clock = new_clock()
+            watch = stopwatch(predictor.device)
             start = time.perf_counter()
-            found = _call(predictor, sources, clock.mark)  # ends with the copy, for which the host waits
+            found = _call(predictor, sources, watch.mark)  # ends with the copy, for which the host waits
             calls.append(1e3 * (time.perf_counter() - start))
-            stages.append(clock.stages())
+            stages.append(watch.milliseconds())
             predictions.append(_wall(predict))
         memory = torch.cuda.max_memory_allocated() if cuda else resident_bytes()
     return Profile(
