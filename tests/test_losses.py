@@ -7,7 +7,7 @@ import trimask.engine.model.losses as losses_module
 from models import SMALL, VARIANTS
 from tolerances import LOSS
 from trimask import MaskRCNN
-from trimask.benchmarks import bench_models
+from trimask.benchmarks.networks import torchvision_twin
 from trimask.engine.model.checkpoints import load_model
 from trimask.engine.model.losses import Target, losses
 
@@ -74,7 +74,7 @@ def test_every_term_equals_torchvision(rng: torch.Generator, monkeypatch: pytest
     """The bundled model on pictures of noise with boxes; all anchors and RoIs are sampled, so that none is random."""
     torchvision = pytest.importorskip("torchvision")
     model = load_model("people")
-    twin = bench_models._twin(torchvision, model, model.config).train()
+    twin = torchvision_twin(torchvision, model, model.config).train()
     everything = 10**7
     for module, name in ((losses_module, "RPN_SAMPLES"), (losses_module, "ROI_SAMPLES")):
         monkeypatch.setattr(module, name, everything)
