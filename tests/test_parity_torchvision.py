@@ -14,7 +14,7 @@ import trimask
 from matching import Found, differences, of_result, of_torchvision
 from models import PEOPLE_OPTIONS
 from seeded import seeded_state
-from tolerances import AVERAGE_PRECISION
+from tolerances import AVERAGE_PRECISION, HALF_AVERAGE_PRECISION
 
 
 def photographs() -> list[np.ndarray]:
@@ -118,6 +118,7 @@ def average_precision(predictor: trimask.Predictor, folder: Path) -> dict[str, n
     figures = {}
     for kind in ("bbox", "segm"):
         evaluator = evaluation.COCOeval(truth, truth.loadRes(entries), kind)
+        evaluator.params.catIds = [1]  # people
         evaluator.evaluate()
         evaluator.accumulate()
         evaluator.summarize()
@@ -138,6 +139,16 @@ def test_the_bundled_model_is_that_model(people: trimask.Predictor, shared_data:
     original = average_precision(people, shared_data / "pennfudan")
     for kind in ("bbox", "segm"):
         assert abs(bundled[kind][0] - original[kind][0]) < AVERAGE_PRECISION
+
+
+@pytest.mark.parametrize("data", ["pennfudan", "coco_open"])
+def test_bfloat16_finds_as_much(data: str, shared_data: Path) -> None:
+    exact, rough = (
+        average_precision(trimask.load("people", device="cpu", dtype=dtype), shared_data / data)
+        for dtype in (torch.float32, torch.bfloat16)
+    )
+    for kind in ("bbox", "segm"):
+        assert abs(rough[kind][0] - exact[kind][0]) < HALF_AVERAGE_PRECISION
 
 
 def test_people_on_a_public_portrait() -> None:
