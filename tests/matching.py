@@ -6,7 +6,7 @@ import numpy as np
 
 from tolerances import MATCH_IOU, MATCH_MASK_IOU, MATCH_MASK_PIXELS, MATCH_SCORE
 
-__all__ = ["Found", "differences", "of_result", "of_torchvision"]
+__all__ = ["Found", "differences", "of_result", "of_torchvision", "same"]
 
 
 class Found(NamedTuple):
@@ -65,3 +65,14 @@ def differences(ours: Found, theirs: Found, threshold: float = 0.05, capacity: i
         if not excused(ours.scores[j]):
             wrong.append(f"extra: label {ours.labels[j]}, score {ours.scores[j]:.4f}, box {np.round(ours.boxes[j], 1)}")
     return wrong
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two results hold the same detections bit by bit, at least one."""
+    return (
+        len(a) > 0
+        and np.array_equal(a.boxes, b.boxes)
+        and np.array_equal(a.scores, b.scores)
+        and np.array_equal(a.labels, b.labels)
+        and a.rle() == b.rle()
+    )

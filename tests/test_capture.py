@@ -13,9 +13,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from matching import same
 from models import SMALL, small_model
 from recording import FakeRecorder, fix_shapes, recorded_predictor
-from trimask import Predictor, Result
+from trimask import Predictor
 from trimask.engine.inference.capture import GraphRunner, run_eagerly
 from trimask.engine.inference.timing import Stopwatch
 
@@ -231,16 +232,6 @@ def fixed_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
 def pictures(np_rng: np.random.Generator, number: int) -> list[np.ndarray]:
     sizes = [(90, 120), (64, 200), (130, 70)]
     return [np_rng.integers(0, 256, (*sizes[i % 3], 3), dtype=np.uint8) for i in range(number)]
-
-
-def same(a: Result, b: Result) -> bool:
-    return (
-        len(a) > 0
-        and np.array_equal(a.boxes, b.boxes)
-        and np.array_equal(a.scores, b.scores)
-        and np.array_equal(a.labels, b.labels)
-        and a.rle() == b.rle()
-    )
 
 
 def test_a_recorded_predictor_finds_the_same(np_rng: np.random.Generator, fixed_shapes: None) -> None:

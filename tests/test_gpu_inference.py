@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from matching import differences, of_result
+from matching import differences, of_result, same
 from models import small_model
 from trimask import Predictor, Result
 from trimask.engine.inference.capture import CudaRecorder, GraphRunner
@@ -33,16 +33,6 @@ def pictures(np_rng: np.random.Generator, number: int) -> list[np.ndarray]:
 
 def predictor(capture: bool = True, **options: Any) -> Predictor:
     return Predictor(small_model(), device="cuda", capture=capture, **options)
-
-
-def same(a: Result, b: Result) -> bool:
-    return (
-        len(a) > 0
-        and np.array_equal(a.boxes, b.boxes)
-        and np.array_equal(a.scores, b.scores)
-        and np.array_equal(a.labels, b.labels)
-        and a.rle() == b.rle()
-    )
 
 
 def all_same(a: list[Result], b: list[Result]) -> bool:

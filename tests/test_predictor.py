@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 import trimask
+from matching import same
 from models import SMALL, small_model
 from trimask import Predictor, Result
 from trimask.engine.inference.pictures import PictureError
@@ -36,16 +37,6 @@ def folder(tmp_path: Path, np_rng: np.random.Generator) -> Path:
     for i, size in enumerate([(90, 120), (64, 200), (130, 70)], start=1):
         Image.fromarray(np_rng.integers(0, 256, (*size, 3), dtype=np.uint8)).save(tmp_path / f"{i}.png")
     return tmp_path
-
-
-def same(a: Result, b: Result) -> bool:
-    return (
-        len(a) > 0
-        and np.array_equal(a.boxes, b.boxes)
-        and np.array_equal(a.scores, b.scores)
-        and np.array_equal(a.labels, b.labels)
-        and np.array_equal(a.masks, b.masks)
-    )
 
 
 def test_every_kind_of_source_gives_the_same(predictor: Predictor, picture: np.ndarray, tmp_path: Path) -> None:
