@@ -1,6 +1,7 @@
 """What every test shares: a printed seed, the optional pictures, a quiet and strict torch."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +63,15 @@ def _strict_torch() -> None:
     torch.manual_seed(_SEED)
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
+
+
+@pytest.fixture
+def no_waiting() -> Iterator[None]:
+    """Torch raises where it would wait for the GPU, other than for an event."""
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    yield
+    torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.fixture(scope="session")

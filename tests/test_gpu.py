@@ -265,15 +265,6 @@ def _summed_otherwise(gradient: Tensor) -> float:
     return (200 * EPS[torch.float32] + last) * float(gradient.abs().max())
 
 
-@pytest.fixture
-def no_waiting() -> Iterator[None]:
-    """Torch raises where it would wait for the device."""
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    yield
-    torch.cuda.set_sync_debug_mode("default")
-
-
 @pytest.mark.gpu
 def test_waiting_is_seen(no_waiting: None) -> None:
     with pytest.raises(RuntimeError, match="synchroniz"):

@@ -5,7 +5,7 @@ What a recorder's user does right or wrong shows without a GPU too: see `test_ca
 
 import gc
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -37,15 +37,6 @@ def predictor(capture: bool = True, **options: Any) -> Predictor:
 
 def all_same(a: list[Result], b: list[Result]) -> bool:
     return len(a) == len(b) > 0 and all(map(same, a, b))
-
-
-@pytest.fixture
-def no_waiting() -> Iterator[None]:
-    """Torch raises where it would wait for the device, but for the one event at the end."""
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    yield
-    torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from ...kernels.dispatch import current_device
+from ..model.mask_rcnn import no_mark
 from .timing import EventStopwatch, Stages, Stopwatch
 
 __all__ = ["CudaRecorder", "GraphRunner", "Recorder", "Recording", "run_eagerly"]
@@ -94,7 +95,7 @@ class CudaRecorder:
             self.stream.wait_stream(torch.cuda.current_stream())  # which makes the inputs
             with torch.cuda.stream(self.stream):
                 for _ in range(WARMUPS):
-                    function(_no_mark)
+                    function(no_mark)
             # All recordings share one pool, so that many graphs need hardly more memory than the largest. That is safe
             # as the replays of a runner never overlap and outputs are copied out before the next begins. A pool whose
             # last graph is gone cannot be entered again, nor one whose last capture failed.
@@ -115,7 +116,7 @@ class CudaRecorder:
             with _own_workspace(), _no_collection(), capture:
                 watch = _watch()
                 try:
-                    outputs = function(watch.mark if watch else _no_mark)
+                    outputs = function(watch.mark if watch else no_mark)
                 except Exception as error:  # the end of the capture would raise in its place, and say less
                     problem = error
         except Exception as error:
@@ -249,7 +250,7 @@ class GraphRunner:
             slot.later[key] = self._recorded(function, slot.inputs)
         second = slot.later[key]
         if second is None:
-            return function(_no_mark), [None]
+            return function(no_mark), [None]
         second.replay()
         return second.outputs, [first.watch, second.watch]
 
@@ -296,10 +297,6 @@ class _Slot:
     recording: Recording | None = None
     later: dict[Hashable, Recording | None] = field(default_factory=dict)
     replays: int = 0
-
-
-def _no_mark(stage: str) -> None:
-    """Nobody is timing."""
 
 
 def _watch() -> EventStopwatch | None:

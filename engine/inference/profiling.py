@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from ..model.files import write_whole
+from ..model.mask_rcnn import no_mark
 from .execution import infer
 from .pictures import read
 from .predictor import Predictor
@@ -145,7 +146,7 @@ def profile(predictor: Predictor, sources: Sequence[Any], rounds: int = 20) -> P
         predictor.predict(list(sources), batch_size=len(sources))
 
     with torch.cuda.device(predictor.device) if cuda else nullcontext():
-        first_ms = _wall(lambda: _call(predictor, sources, _no_mark))
+        first_ms = _wall(lambda: _call(predictor, sources, no_mark))
         predict()  # its own first call, which may capture a graph
         if cuda:
             torch.cuda.reset_peak_memory_stats()
@@ -185,10 +186,6 @@ def _notes(found: _Call) -> Iterator[str]:
         yield "nothing was found: masks and run lengths cost more where there are objects"
     if found.cut:
         yield f"{found.cut} masks have more runs than there was room for"
-
-
-def _no_mark(stage: str) -> None:
-    """Nobody is timing."""
 
 
 def _wall(call: Callable[[], Any]) -> float:

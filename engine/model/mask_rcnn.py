@@ -15,7 +15,7 @@ from .fpn import FPN, STRIDES
 from .heads import BoxHead, MaskHead, select_detections
 from .rpn import RPN
 
-__all__ = ["Detections", "MaskRCNN"]
+__all__ = ["Detections", "MaskRCNN", "no_mark"]
 
 
 class Detections(NamedTuple):
@@ -38,7 +38,7 @@ class Detections(NamedTuple):
     count: Tensor  # type: ignore[assignment]  # hides tuple.count, which nobody misses
 
 
-def _no_mark(stage: str) -> None:
+def no_mark(stage: str) -> None:
     """Nobody is timing."""
 
 
@@ -67,7 +67,7 @@ class MaskRCNN(nn.Module):
         original_sizes: Tensor,
         *,
         detection: DetectionConfig | None = None,
-        mark: Callable[[str], None] = _no_mark,
+        mark: Callable[[str], None] = no_mark,
     ) -> Detections:
         """Detect on a batch.
 
@@ -94,7 +94,7 @@ class MaskRCNN(nn.Module):
         original_sizes: Tensor,
         *,
         detection: DetectionConfig,
-        mark: Callable[[str], None] = _no_mark,
+        mark: Callable[[str], None] = no_mark,
     ) -> tuple[list[Tensor], Tensor, Detections]:
         """All but the masks; arguments as in :meth:`forward`.
 
