@@ -259,8 +259,8 @@ def _portrait(verb: str) -> Path:
 
 
 def _predict(options: argparse.Namespace) -> int:
-    from .engine.inference.pictures import expand
     from .engine.inference.result import to_dataset
+    from .engine.pictures.reading import expand
 
     console = _console()
     sources = list(expand(options.sources))
@@ -397,7 +397,7 @@ def _scaled(picture: Path, size: tuple[int, int] | None) -> bytes:
         return picture.read_bytes()
     from PIL import Image
 
-    from .engine.inference.pictures import read
+    from .engine.pictures.reading import read
 
     out = io.BytesIO()
     Image.fromarray(read(picture).array).resize(size[::-1]).save(out, "JPEG", quality=95)

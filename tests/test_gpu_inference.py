@@ -96,7 +96,7 @@ def test_submitting_returns_before_the_device_is_done(capture: bool, np_rng: np.
 
 
 def _picture(array: np.ndarray) -> Any:
-    from trimask.engine.inference.pictures import Picture
+    from trimask.engine.pictures.reading import Picture
 
     return Picture(array)
 

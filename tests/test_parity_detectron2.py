@@ -11,8 +11,8 @@ import torch
 import trimask
 from matching import Found, differences, of_result
 from models import golden_checkpoint
-from trimask.engine.inference.pictures import read
-from trimask.engine.inference.preprocess import make_batch
+from trimask.engine.pictures.preprocess import make_batch
+from trimask.engine.pictures.reading import read
 
 
 @pytest.fixture(scope="module")

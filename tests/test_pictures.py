@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from trimask.engine.inference.pictures import FORMATS, SUFFIXES, Picture, PictureError, expand, read
+from trimask.engine.pictures.reading import FORMATS, SUFFIXES, Picture, PictureError, expand, read
 
 from .tolerances import COLOR_LEVELS, JPEG_LEVELS
 
@@ -437,7 +437,7 @@ def test_the_host_side_works_without_torch(tmp_path: Path) -> None:
 import sys
 sys.modules["torch"] = None  # importing it fails
 import numpy as np
-from trimask.engine.inference.pictures import read
+from trimask.engine.pictures.reading import read
 from trimask.engine.inference.result import Result
 picture = read(np.zeros((40, 50, 3), np.uint8)).array
 result = Result([[5, 5, 30, 30]], [0.9], [0], (40, 50), mask_probabilities=np.ones((1, 28, 28)), picture=picture)

@@ -17,8 +17,8 @@ from PIL import Image
 from models import small_model
 from recording import fix_shapes, recorded_predictor
 from trimask import Predictor
-from trimask.engine.inference.pictures import PictureError
 from trimask.engine.inference.pipeline import Pipeline
+from trimask.engine.pictures.reading import PictureError
 
 WORKERS = [0, 1, 3]
 each_number_of_workers = pytest.mark.parametrize("workers", WORKERS)

@@ -18,8 +18,8 @@ import trimask
 from matching import same
 from models import SMALL, small_model
 from trimask import Predictor, Result
-from trimask.engine.inference.pictures import PictureError
 from trimask.engine.model.config import ResizeConfig
+from trimask.engine.pictures.reading import PictureError
 
 
 @pytest.fixture(scope="module")

@@ -5,10 +5,10 @@ import pytest
 import torch
 from PIL import Image
 
-from trimask.engine.inference.preprocess import make_batch, resize_picture
-from trimask.engine.inference.resize import padded_size, resized_size
 from trimask.engine.model.config import InputConfig, ResizeConfig
 from trimask.engine.model.presets import detectron2
+from trimask.engine.pictures.preprocess import make_batch, resize_picture
+from trimask.engine.pictures.resize import padded_size, resized_size
 
 TORCHVISION = ResizeConfig()
 DETECTRON2 = detectron2(("cat",), (1,)).input.resize

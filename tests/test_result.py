@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image
 
-from trimask.engine.inference.outlines import crop_of_runs, outlines_of_runs, simplify
 from trimask.engine.inference.result import Detection, Result, to_dataset
+from trimask.engine.pictures.outlines import crop_of_runs, outlines_of_runs, simplify
 from trimask.kernels.cpu.masks import paste_masks, runs_of_mask
 from trimask.kernels.paste_rule import PasteRule
 

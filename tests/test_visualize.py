@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 
-from trimask.engine.inference.pictures import PictureError
 from trimask.engine.inference.result import Result
-from trimask.engine.inference.visualize import PALETTE, _ink_on, _Labels, _luminance, draw
+from trimask.engine.pictures.reading import PictureError
+from trimask.engine.pictures.visualize import PALETTE, _ink_on, _Labels, _luminance, draw
 from trimask.kernels.paste_rule import PasteRule
 
 INNER = [[60.0, 50.0, 120.0, 110.0]]

@@ -13,9 +13,9 @@ from ...kernels.dispatch import current_device
 from ...kernels.paste_rule import PasteRule
 from ..model.config import DetectionConfig, MaskRCNNConfig
 from ..model.mask_rcnn import Detections, MaskRCNN
+from ..pictures.preprocess import make_batch
+from ..pictures.reading import Picture
 from .graph import run_lengths
-from .pictures import Picture
-from .preprocess import make_batch
 from .result import Result
 from .timing import Stopwatch, stopwatch
 

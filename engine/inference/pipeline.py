@@ -18,7 +18,7 @@ from itertools import islice
 from math import ceil
 from typing import Any, Generic, TypeVar
 
-from .pictures import Picture, PictureError
+from ..pictures.reading import Picture, PictureError
 
 __all__ = ["Pipeline"]
 

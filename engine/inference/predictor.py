@@ -19,10 +19,10 @@ from ...kernels.dispatch import use_triton
 from ..model.checkpoints import load_model
 from ..model.config import DetectionConfig, ResizeConfig
 from ..model.mask_rcnn import MaskRCNN
+from ..pictures.reading import Picture, expand, read
 from .capture import CudaRecorder, GraphRunner, Then, run_eagerly
 from .execution import RUN_CAPACITY, Pending, infer, infer_boxes, submit, then_masks
 from .graph import optimize
-from .pictures import Picture, expand, read
 from .pipeline import Decoded, Pipeline
 from .result import Result
 
@@ -118,8 +118,8 @@ class Predictor:
         """Detect objects and their masks.
 
         Args:
-            source: a path, PIL picture, array ([H, W, 3] uint8, and what :mod:`.pictures` lists) or tensor; or a
-                folder, a pattern such as ``"photos/*.jpg"``, or a list or generator of any of these.
+            source: a path, PIL picture, array ([H, W, 3] uint8, and what :mod:`..pictures.reading` lists) or tensor; or
+                a folder, a pattern such as ``"photos/*.jpg"``, or a list or generator of any of these.
             batch_size: pictures that go through the network together. Those of a batch are padded to a common size,
                 which changes detections slightly, as it does in every implementation; 1 keeps them independent.
             stream: yield results one by one, reading no further ahead than a batch. Each result keeps its picture to

@@ -21,10 +21,10 @@ import torch
 
 from ..model.files import write_whole
 from ..model.mask_rcnn import no_mark
+from ..pictures.preprocess import make_batch
+from ..pictures.reading import read
 from .execution import infer
-from .pictures import read
 from .predictor import Predictor
-from .preprocess import make_batch
 from .timing import stopwatch
 
 __all__ = ["Profile", "Spread", "draw_chart", "profile", "resident_bytes", "write_trace"]

@@ -32,8 +32,8 @@ from ...kernels.cpu.masks import (
 )
 from ...kernels.paste_rule import PasteRule
 from ..model.files import write_whole
-from .outlines import Bools, Ints, Polygon, crop_of_runs, outlines_of_runs, simplify
-from .visualize import draw
+from ..pictures.outlines import Bools, Ints, Polygon, crop_of_runs, outlines_of_runs, simplify
+from ..pictures.visualize import draw
 
 Floats = NDArray[np.float32]
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-from .pictures import read
+from .reading import read
 
 if TYPE_CHECKING:
     from .result import Result
