@@ -60,6 +60,9 @@ WINOGRAD = 2e-6
 # A loss of torchvision's, relative: the same terms, summed in another order over features that agree to rounding.
 LOSS = 1e-5
 
+# The norm of the difference of two gradients, relative to that of either: rounding in two networks, both ways.
+LOSS_GRADIENT = 1e-4
+
 
 def decoded_box(dtype: torch.dtype, largest: float) -> float:
     """A decoded coordinate against float64, where nothing on the way to it exceeds `largest`.

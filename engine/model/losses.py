@@ -1,7 +1,7 @@
 """The multi-task loss of Mask R-CNN: L = L_rpn_cls + L_rpn_box + L_cls + L_box + L_mask.
 
 torchvision and Detectron2 agree on the terms and differ in a dozen conventions, all of which are values of
-:class:`LossConfig`. Shapes are fixed, so that a GPU is never waited for; on a CPU, rows that are not there are left out.
+:class:`LossConfig`. Shapes are fixed, so that a GPU is never waited for; a CPU leaves out rows that are not there.
 """
 
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ class LossConfig:
 
     Attributes:
         rpn_foreground, rpn_background: IoU from which on an anchor is foreground, and below which it is background.
-        rpn_samples, rpn_positive: anchors of a picture that are learned, and the largest share of foreground among them.
+        rpn_samples, rpn_positive: anchors to learn of a picture, and the largest share of foreground among them.
         rpn_beta: where the smooth L1 of the deltas turns from a parabola into a line; 0 is L1.
         rpn_mean: both terms are divided by the number of anchors sampled; otherwise by ``rpn_samples`` for every
             picture, also where fewer were found.
@@ -108,7 +108,7 @@ def losses(
     image: Tensor,
     image_sizes: Tensor,
     targets: Targets,
-    config: LossConfig = LossConfig(),
+    config: LossConfig | None = None,
     *,
     generator: torch.Generator | None = None,
 ) -> dict[str, Tensor]:
@@ -120,7 +120,7 @@ def losses(
         model: in the mode to train in.
         image, image_sizes: as in :meth:`MaskRCNN.forward`.
         targets: the objects.
-        config: the conventions.
+        config: the conventions; ``LossConfig()`` by default.
         generator: of what is sampled at random, on the model's device; torch's own by default.
 
     Returns:
@@ -130,6 +130,7 @@ def losses(
         ValueError: for targets that do not fit the pictures, or the model.
     """
     _check(model, image, targets)
+    config = config or LossConfig()
     padded = (image.shape[2], image.shape[3])
     objects = _Objects.of(targets)
 
