@@ -194,13 +194,12 @@ def _rpn_losses(
     )
     positives = int(config.rpn_samples * config.rpn_positive)
     index, foreground, there = sample(matches, config.rpn_samples, positives, generator)  # [B, S]
-    classification = F.binary_cross_entropy_with_logits(
-        logits.gather(1, index).float(), foreground.float(), reduction="none"
-    )
+    scores = _wide(logits.gather(1, index))
+    classification = F.binary_cross_entropy_with_logits(scores, foreground.to(scores.dtype), reduction="none")
     index, foreground = index[:, :positives], foreground[:, :positives]
     wanted = _rows(objects.boxes, matches.gather(1, index).clamp(min=0))
     wanted = B.encode(wanted, anchors[index], RPN_WEIGHTS)  # [B, P, 4]
-    regression = _box_loss(_rows(deltas, index).float(), wanted, foreground, config.rpn_beta)
+    regression = _box_loss(_wide(_rows(deltas, index)), wanted, foreground, config.rpn_beta)
     divisor = there.sum().clamp(min=1) if config.rpn_mean else there.shape[0] * config.rpn_samples
     return {"rpn_cls": _sum(classification, there) / divisor, "rpn_box": regression / divisor}
 
@@ -250,7 +249,7 @@ def _box_losses(model: MaskRCNN, pyramid: list[Tensor], rois: _RoIs, config: Los
     there, features, labels, boxes, truth, foreground = compact(
         rois.there, pooled, rois.labels, rois.boxes, rois.truth, rois.foreground
     )
-    logits, deltas = (x.float() for x in model.box_head(features))  # [N, K + 1], [N, K or 1, 4]
+    logits, deltas = map(_wide, model.box_head(features))  # [N, K + 1], [N, K or 1, 4]
     classes = torch.where(foreground, labels, model.config.num_classes)
     classification = F.cross_entropy(logits, classes, reduction="none")
     own = torch.zeros_like(labels) if model.config.box_head.class_agnostic else labels
@@ -278,9 +277,14 @@ def _mask_loss(model: MaskRCNN, pyramid: list[Tensor], rois: _RoIs, targets: Tar
         assert targets.polygons is not None
         truth = from_polygons(targets.polygons, rois.objects, rois.boxes, rois.there, side)
     there, features, labels, truth = compact(rois.there, pooled, rois.labels, truth)
-    logits = model.mask_head(features, labels).float()  # [N, m, m]
+    logits = _wide(model.mask_head(features, labels))  # [N, m, m]
     loss = F.binary_cross_entropy_with_logits(logits, truth, reduction="none").mean((1, 2))
     return _sum(loss, there) / there.sum().clamp(min=1)
+
+
+def _wide(x: Tensor) -> Tensor:
+    """In float32 or better."""
+    return x if x.dtype == torch.float64 else x.float()
 
 
 def _rows(x: Tensor, index: Tensor) -> Tensor:

@@ -26,11 +26,11 @@ def from_masks(
         threshold: a cell is 1 from this share of the mask on, else 0; None keeps the share.
 
     Returns:
-        float32 [B, F, m, m].
+        [B, F, m, m] in the dtype of the RoIs.
     """
     picks = torch.cat([objects[..., None].to(rois.dtype), rois], -1)  # [B, F, 5]
-    cells = [  # by picture: masks in float32 take four times their memory
-        roi_align(mask[:, None].float(), pick, side, aligned=aligned)[:, 0]
+    cells = [  # by picture: masks as numbers take four times their memory
+        roi_align(mask[:, None].to(rois.dtype), pick, side, aligned=aligned)[:, 0]
         for mask, pick in zip(masks, picks, strict=True)
     ]
     truth = torch.stack(cells)
@@ -49,12 +49,12 @@ def from_polygons(
     Args:
         polygons: by picture and object, each [P, 2] as (x, y).
         objects: int64 [B, F], each RoI's object.
-        rois: float32 [B, F, 4].
+        rois: [B, F, 4].
         wanted: bool [B, F]; other rows stay zero.
         side: m.
 
     Returns:
-        float32 0/1 [B, F, m, m], on the device of the RoIs.
+        0/1 [B, F, m, m], in the dtype and on the device of the RoIs.
 
     Raises:
         ImportError: without pycocotools.
@@ -73,4 +73,4 @@ def from_polygons(
         ]
         if parts:
             truth[b, f] = coco.decode(coco.merge(coco.frPyObjects(parts, side, side)))
-    return torch.from_numpy(truth).to(rois.device)
+    return torch.from_numpy(truth).to(rois)
