@@ -34,12 +34,29 @@ class ConvNorm(nn.Module):
         self.activation = activation
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        x = self.conv(x)
-        if self.norm is not None:
-            x = self.norm(x)
+        if self.norm is not None and not self.norm.training and torch.is_grad_enabled():
+            x = self._frozen(x)
+        else:
+            x = self.conv(x)
+            if self.norm is not None:
+                x = self.norm(x)
         if residual is not None:
             x = x + residual
         return x if self.activation is None else self.activation(x)
+
+    def _frozen(self, x: Tensor) -> Tensor:
+        """Convolution and a norm with frozen statistics, for training: as one convolution with scaled weights.
+
+        The norm would pass over the whole map, and its backward again; the weights are few. Its weight and bias learn
+        all the same, where they are to.
+        """
+        conv, norm = self.conv, self.norm
+        assert norm is not None
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+        bias = norm.bias - norm.running_mean * scale
+        return conv._conv_forward(x, conv.weight * scale[:, None, None, None], bias)
 
     @torch.no_grad()
     def folded(self) -> nn.Conv2d:
