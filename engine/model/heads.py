@@ -39,7 +39,7 @@ class BoxHead(nn.Module):
         """Features [N, C, 7, 7], best in channels_last memory -> logits [N, K + 1] and deltas [N, K or 1, 4]."""
         x = self.convs(features).permute(0, 2, 3, 1).flatten(1)  # no copy when channels_last
         for layer in self.fcs:
-            x = F.relu(layer(x))
+            x = F.relu(layer(x), inplace=True)
         deltas = self.deltas(x)
         return self.classes(x), deltas.unflatten(1, (-1, 4))
 
@@ -60,7 +60,7 @@ class MaskHead(nn.Module):
 
     def forward(self, features: Tensor, labels: Tensor) -> Tensor:
         """Features [N, C, 14, 14] and labels int64 [N] -> mask logits [N, 28, 28]."""
-        x = F.relu(self.deconv(self.convs(features)))  # [N, C, 28, 28]
+        x = F.relu(self.deconv(self.convs(features)), inplace=True)  # [N, C, 28, 28]
         chosen = torch.zeros_like(labels) if self.class_agnostic else labels
         weight = self.logits.weight.flatten(1)[chosen]  # [N, C]
         bias = self.logits.bias[chosen]  # type: ignore[index]

@@ -269,6 +269,7 @@ def _mask_loss(model: MaskRCNN, pyramid: list[Tensor], rois: _RoIs, targets: Tar
             targets.masks,
             rois.objects,
             rois.boxes,
+            rois.there,
             side,
             aligned=config.mask_aligned,
             threshold=config.mask_threshold,

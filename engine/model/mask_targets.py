@@ -8,12 +8,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...kernels import roi_align
+from ...kernels.cpu.mask_cropping import crop_masks
+from .trimming import may_trim
 
 __all__ = ["from_masks", "from_polygons"]
 
 
 def from_masks(
-    masks: Tensor, objects: Tensor, rois: Tensor, side: int, *, aligned: bool, threshold: float | None
+    masks: Tensor, objects: Tensor, rois: Tensor, wanted: Tensor, side: int, *, aligned: bool, threshold: float | None
 ) -> Tensor:
     """Cut by adaptive RoIAlign.
 
@@ -21,6 +23,7 @@ def from_masks(
         masks: uint8 0/1 [B, G, H, W].
         objects: int64 [B, F], each RoI's object.
         rois: [B, F, 4].
+        wanted: bool [B, F]; other rows mean nothing.
         side: m.
         aligned: pixels are squares, whose centres lie at .5; otherwise points at whole numbers.
         threshold: a cell is 1 from this share of the mask on, else 0; None keeps the share.
@@ -28,12 +31,17 @@ def from_masks(
     Returns:
         [B, F, m, m] in the dtype of the RoIs.
     """
-    picks = torch.cat([objects[..., None].to(rois.dtype), rois], -1)  # [B, F, 5]
-    cells = [  # by picture: masks as numbers take four times their memory
-        roi_align(mask[:, None].to(rois.dtype), pick, side, aligned=aligned)[:, 0]
-        for mask, pick in zip(masks, picks, strict=True)
-    ]
-    truth = torch.stack(cells)
+    if may_trim(masks.device):
+        first = torch.arange(len(masks))[:, None] * masks.shape[1]
+        images = torch.where(wanted, first + objects, -1).flatten()
+        truth = crop_masks(masks.flatten(0, 1), rois.flatten(0, 1), images, side, aligned).unflatten(0, wanted.shape)
+    else:
+        picks = torch.cat([objects[..., None].to(rois.dtype), rois], -1)  # [B, F, 5]
+        cells = [  # by picture: masks as numbers take four times their memory
+            roi_align(mask[:, None].to(rois.dtype), pick, side, aligned=aligned)[:, 0]
+            for mask, pick in zip(masks, picks, strict=True)
+        ]
+        truth = torch.stack(cells)
     return truth if threshold is None else (truth >= threshold).to(truth.dtype)
 
 
