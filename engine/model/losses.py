@@ -278,9 +278,13 @@ def _mask_loss(model: MaskRCNN, pyramid: list[Tensor], rois: _RoIs, targets: Tar
         assert targets.polygons is not None
         truth = from_polygons(targets.polygons, rois.objects, rois.boxes, rois.there, side)
     there, features, labels, truth = compact(rois.there, pooled, rois.labels, truth)
-    logits = _wide(model.mask_head(features, labels))  # [N, m, m]
-    loss = F.binary_cross_entropy_with_logits(logits, truth, reduction="none").mean((1, 2))
-    return _sum(loss, there) / there.sum().clamp(min=1)
+    if model.config.mask_head.softmax:
+        own, background = model.mask_head.log_probabilities(features, labels)  # [N, m, m]
+        loss = -(truth * own + (1 - truth) * background)
+    else:
+        logits = _wide(model.mask_head(features, labels))  # [N, m, m]
+        loss = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
+    return _sum(loss.mean((1, 2)), there) / there.sum().clamp(min=1)
 
 
 def _wide(x: Tensor) -> Tensor:

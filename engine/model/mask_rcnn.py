@@ -6,12 +6,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ...kernels import pyramid_roi_align
 from . import boxes as B
 from .backbone import build_backbone
 from .config import DetectionConfig, MaskRCNNConfig
-from .fpn import FPN, STRIDES
+from .fpn import FPN
 from .heads import BoxHead, MaskHead, select_detections
+from .pooling import pool
 from .rpn import RPN
 from .trimming import live_rows
 
@@ -134,21 +134,8 @@ class MaskRCNN(nn.Module):
         return x.to(self.box_head.classes.weight.dtype)
 
     def pool(self, pyramid: list[Tensor], rois: Tensor, count: Tensor, resolution: int) -> Tensor:
-        """RoIAlign of ``rois`` [B, R, 4] over the four finest levels -> [B, R, C, resolution, resolution]."""
-        config = self.config.pool
-        return pyramid_roi_align(
-            pyramid[:4],
-            rois,
-            STRIDES[:4],
-            resolution,
-            sampling_ratio=config.sampling_ratio,
-            aligned=config.aligned,
-            canonical_size=config.canonical_size,
-            canonical_level=config.canonical_level,
-            level_epsilon=config.level_epsilon,
-            epsilon_inside_log=config.epsilon_inside_log,
-            counts=count,
-        )
+        """RoI features of ``rois`` [B, R, 4] from the four finest levels -> [B, R, C, resolution, resolution]."""
+        return pool(pyramid[:4], rois, count, resolution, self.config.pool)
 
 
 def _to_original(

@@ -2,7 +2,7 @@
 
 The average of bilinear samples is separable, ``Ay @ mask @ Ax^T`` with a row of A for every bin: two products of
 matrices on the pixels under a RoI. On one thread of a Zen 4 core, 128 RoIs of 28 x 28 bins, about 250 pixels wide, in
-10 masks of 800 x 1344 take XXX ms; RoIAlign of the masks in float32 takes XXX, and torchvision's XXX.
+10 masks of 800 x 1344 take 35 ms; RoIAlign of the masks in float32 takes 129, and torchvision's 92.
 """
 
 import torch
