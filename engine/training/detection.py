@@ -2,34 +2,31 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
-__all__ = ["Source", "detect", "sources"]
+from ..pictures.reading import read
+
+__all__ = ["Source", "detect", "read_fitting", "sources"]
 
 
-class Source(Protocol):
-    """A picture of a data set: what the records of a training set are too."""
+class Source(NamedTuple):
+    """A picture of a data set."""
 
     image_id: Any
     path: Path
     size: tuple[int, int]  # height and width
 
 
-class _Source(NamedTuple):
-    image_id: Any
-    path: Path
-    size: tuple[int, int]
-
-
-def sources(content: Mapping[str, Any], images: Path | str) -> list[_Source]:
+def sources(content: Mapping[str, Any], images: Path | str) -> list[Source]:
     """The pictures of a COCO annotation file's content, in its order; file names start from the folder ``images``."""
-    return [_Source(x["id"], Path(images) / x["file_name"], (x["height"], x["width"])) for x in content["images"]]
+    return [Source(x["id"], Path(images) / x["file_name"], (x["height"], x["width"])) for x in content["images"]]
 
 
-def detect(predict: Callable[..., Any], pictures: Sequence[Source], **options: Any) -> Iterator[list[dict[str, Any]]]:
+def detect(predict: Callable[..., Any], pictures: Sequence[Any], **options: Any) -> Iterator[list[dict[str, Any]]]:
     """The detections of each picture as COCO results, with the ids of the data set, one picture after the other.
 
     A photograph that lies on its side, with an EXIF tag that turns it upright, is taken as it lies where only that fits
@@ -37,7 +34,7 @@ def detect(predict: Callable[..., Any], pictures: Sequence[Source], **options: A
 
     Args:
         predict: as ``Predictor.predict``.
-        pictures: :func:`sources`, or the records of a training set.
+        pictures: as :func:`sources` gives them, or whatever else has an ``image_id``, a ``path`` and a ``size``.
         **options: of ``predict``, as ``batch_size`` and ``workers``.
 
     Raises:
@@ -49,16 +46,22 @@ def detect(predict: Callable[..., Any], pictures: Sequence[Source], **options: A
         if result.error is not None:
             raise result.error
         if result.size != tuple(picture.size):
-            result = predict(_as_stored(picture))
+            result = predict(read_fitting(picture.path, picture.size))
         yield result.to_coco(picture.image_id)
 
 
-def _as_stored(picture: Source) -> np.ndarray:
-    """The pixels without the turn that their EXIF tag asks for."""
-    with Image.open(picture.path) as stored:
-        if stored.size[::-1] != tuple(picture.size):
-            height, width = picture.size
-            raise ValueError(
-                f"{picture.path}: expected {width} x {height} pixels as in the data set, got {' x '.join(map(str, stored.size))}"
-            )
+def read_fitting(path: Path, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """A picture as its annotations see it, RGB [H, W, 3]: upright, or as stored where only that is of that size.
+
+    Raises:
+        ValueError: it has another size either way.
+        PictureError, OSError: it cannot be read.
+    """
+    upright = read(path).array
+    if upright.shape[:2] == tuple(size):
+        return upright
+    with Image.open(path) as stored:
+        if stored.size != (size[1], size[0]):
+            got = f"{upright.shape[1]} x {upright.shape[0]}"
+            raise ValueError(f"{path}: expected {size[1]} x {size[0]} pixels, as the data set says, got {got}")
         return np.array(stored.convert("RGB"))

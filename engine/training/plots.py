@@ -1,17 +1,19 @@
 """What an evaluation looks like: precision over recall, and the pictures that went worst."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from ...kernels.cpu.masks import decode_runs
+from ...kernels.cpu.masks import box_of_runs, decode_runs
 from ..model.files import write_whole
 from ..pictures.outlines import crop_of_runs
 from ..pictures.visualize import draw
+from .detection import Source, read_fitting
 from .evaluate import Entry, Evaluation, Matches
 
 __all__ = ["draw_curves", "draw_worst"]
@@ -19,7 +21,7 @@ __all__ = ["draw_curves", "draw_worst"]
 TITLES = {"bbox": "boxes", "segm": "masks"}
 DARK, GREY, PAPER = (34, 34, 34), (102, 102, 102), (255, 255, 255)
 PANEL = (480, 400)  # the most room for a picture of the sheet, width and height
-MARGIN, CAPTION, HEADER = 14, 44, 30
+MARGIN, CAPTION = 14, 56
 
 
 def draw_curves(evaluation: Evaluation, path: Path) -> Path:
@@ -35,7 +37,7 @@ def draw_curves(evaluation: Evaluation, path: Path) -> Path:
     except ImportError as error:
         raise ImportError("the curves need the package matplotlib: pip install 'trimask[viz]'") from error
     panels = len(evaluation.curves)
-    figure = Figure(figsize=(0.6 + 5 * panels, 4.9), dpi=150, layout="constrained")
+    figure = Figure(figsize=(0.6 + 5.6 * panels, 4.4), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     grid = figure.subplots(1, panels, squeeze=False, sharey=True)[0]
     for axes, (kind, (thresholds, recall, precision)) in zip(grid, evaluation.curves.items(), strict=True):
@@ -51,17 +53,19 @@ def draw_curves(evaluation: Evaluation, path: Path) -> Path:
         figure_of = "no ground truth" if np.isnan(ap) else f"AP {100 * ap:.1f}"
         axes.set_title(f"{TITLES[kind]}: {figure_of}", loc="left", fontsize=12, fontweight="bold")
         if known.size:
-            axes.legend(fontsize=8, frameon=True, framealpha=0.85, edgecolor="none", loc="best")
+            axes.legend(fontsize=8.5, frameon=False, loc="upper left", bbox_to_anchor=(1, 1), borderaxespad=0)
     grid[0].set_ylabel("precision, mean over the classes" if len(evaluation.per_class) > 1 else "precision")
     return write_whole(path, lambda file: figure.savefig(file, format="png"))
 
 
-def draw_worst(evaluation: Evaluation, files: Mapping[Any, Path], path: Path, count: int = 8) -> Path | None:
+def draw_worst(evaluation: Evaluation, pictures: Iterable[Source], path: Path, count: int = 6) -> Path | None:
     """Draw a sheet of the pictures with the lowest F1: ground truth beside detections, mistakes named.
+
+    What belongs together has one colour.
 
     Args:
         evaluation: of the data set.
-        files: the picture file of each image id.
+        pictures: of the data set, as :func:`.detection.sources` gives them.
         path: of the sheet; its suffix says the format.
         count: of pictures at most; those without a mistake are not drawn.
 
@@ -72,32 +76,71 @@ def draw_worst(evaluation: Evaluation, files: Mapping[Any, Path], path: Path, co
         OSError, PictureError: a picture that cannot be read.
     """
     names = {row["id"]: row["name"] for row in evaluation.per_class}
+    by_id = {picture.image_id: picture for picture in pictures}
+    masks = "segm" in evaluation.curves
     worst = [matches for matches in evaluation.worst[:count] if matches.f1 < 1]
-    if not worst:
+    rows = [_row(matches, by_id[matches.image["id"]], names, masks) for matches in worst]
+    if not rows:
         return None
-    rows = [_row(matches, files[matches.image["id"]], names) for matches in worst]
-    columns = 2 if len(rows) > 2 else 1
-    lines = [rows[n : n + columns] for n in range(0, len(rows), columns)]
-    heights = [max(row.height for row in line) for line in lines]
-    width = columns * (rows[0].width + 2 * MARGIN)
-    sheet = Image.new("RGB", (width, sum(heights) + MARGIN), PAPER)
+    sheet = Image.new("RGB", (max(row.width for row in rows), sum(row.height for row in rows)), PAPER)
     top = 0
-    for line, height in zip(lines, heights, strict=True):
-        for n, row in enumerate(line):
-            sheet.paste(row, (n * (row.width + 2 * MARGIN) + MARGIN, top))
-        top += height
+    for row in rows:
+        sheet.paste(row, (0, top))
+        top += row.height
     kind = Image.registered_extensions()[path.suffix.lower()]
     return write_whole(path, lambda file: sheet.save(file, format=kind, quality=92))
 
 
-def _row(matches: Matches, file: Path, names: Mapping[int, str]) -> Image.Image:
+def _row(matches: Matches, picture: Source, names: Mapping[int, str], masks: bool) -> Image.Image:
     """Ground truth and detections of one picture, with a caption."""
-    objects = [(truth, names[truth["category_id"]], None) for truth, _ in matches.found]
-    objects += [(truth, f"{names[truth['category_id']]}: missed", None) for truth in matches.missed]
-    claims = [(claim, names[claim["category_id"]], claim["score"]) for _, claim in matches.found]
-    claims += [(claim, f"{names[claim['category_id']]}: false", claim["score"]) for claim in matches.false]
-    row = Image.new("RGB", (2 * PANEL[0] + MARGIN, CAPTION + HEADER + PANEL[1]), PAPER)
+    found, missed, false = len(matches.found), len(matches.missed), len(matches.false)
+    objects = [truth for truth, _ in matches.found] + matches.missed
+    claims = [claim for _, claim in matches.found] + matches.false
+    texts = [names[entry["category_id"]] for entry in (*objects, *claims)]
+    for n in (*range(found, found + missed), *range(len(objects) + found, len(texts))):
+        texts[n] += " missed" if n < len(objects) else " false"
+    colours = [*range(found + missed), *range(found), *range(found + missed, found + missed + false)]
+    pixels = read_fitting(picture.path, picture.size)
+    panels = []
+    for part, entries in ((slice(len(objects)), objects), (slice(len(objects), None), claims)):
+        shown: Any = _Shown(picture.size, entries, texts[part], colours[part], masks)
+        panel = draw(pixels, shown, color_by="class", scores=entries is claims)
+        panel.thumbnail(PANEL, Image.Resampling.LANCZOS)
+        panels.append(panel)
+    width, height = panels[0].size
+    row = Image.new("RGB", (2 * PANEL[0] + 3 * MARGIN, CAPTION + height + MARGIN), PAPER)
     canvas = ImageDraw.Draw(row)
-    facts = f"{len(matches.found)} found, {len(matches.missed)} missed, {len(matches.false)} false"
-    canvas.text((0, MARGIN), f"{file.name}   F1 {matches.f1:.2f}: {facts}", DARK, ImageFont.load_default(17))
+    title = f"{picture.path.name}: {found} found, {missed} missed, {false} false, F1 {matches.f1:.2f}"
+    canvas.text((MARGIN, MARGIN), title, DARK, ImageFont.load_default(16))
+    for panel, left, what in zip(panels, (MARGIN, 2 * MARGIN + width), ("ground truth", "detections"), strict=True):
+        canvas.text((left, MARGIN + 22), what, GREY, ImageFont.load_default(13))
+        row.paste(panel, (left, CAPTION))
     return row
+
+
+class _Shown:
+    """Entries of a COCO file in the form of a result, which is what :func:`draw` takes."""
+
+    def __init__(
+        self, size: tuple[int, int], entries: Sequence[Entry], names: Sequence[str], colours: Sequence[int], masks: bool
+    ) -> None:
+        self.size = size
+        self.has_masks = masks
+        self.runs = [decode_runs(entry["segmentation"]["counts"]) for entry in entries] if masks else []
+        boxes = [box_of_runs(runs, size[0]) for runs in self.runs] if masks else [entry["bbox"] for entry in entries]
+        self.boxes = np.array(boxes, np.float32).reshape(-1, 4)
+        self.boxes[:, 2:] += self.boxes[:, :2]  # xywh to xyxy
+        self.labels = np.array(colours, np.int64)
+        self.objects = [
+            SimpleNamespace(name=name, score=entry.get("score", 1.0))
+            for name, entry in zip(names, entries, strict=True)
+        ]
+
+    def __len__(self) -> int:
+        return len(self.objects)
+
+    def __iter__(self) -> Iterator[SimpleNamespace]:
+        return iter(self.objects)
+
+    def crop(self, n: int) -> tuple[NDArray[np.bool_], int, int]:
+        return crop_of_runs(self.runs[n], self.size[0])
