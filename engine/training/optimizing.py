@@ -48,7 +48,7 @@ def freeze(model: MaskRCNN, config: TrainConfig, reused: Iterable[str]) -> None:
             if number in trunk.taps:
                 stages.append([])
     else:
-        stages = [[stage] for stage in trunk.stages]
+        stages = [list(stage.children()) for stage in trunk.stages]
     for parts in [[trunk.stem], *stages][: config.frozen_stages]:
         for part in parts:
             part.requires_grad_(False)

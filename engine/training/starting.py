@@ -46,7 +46,7 @@ def start(
     *,
     config: MaskRCNNConfig | None = None,
     changes: Sequence[tuple[str, Any]] = (),
-    options: Options = Options(),
+    options: Options | None = None,
     seed: int = 0,
 ) -> Start:
     """Make the model for a data set's classes.
@@ -64,9 +64,11 @@ def start(
         ValueError: a file that cannot be read or does not fit.
     """
     names, ids = tuple(class_names), tuple(category_ids)
+    options = options or Options()
     state: dict[str, Tensor] = {}
     old_classes: tuple[str, ...] = ()
-    source, unused = "nothing: all begins at random", ()
+    source = "nothing: all begins at random"
+    unused: tuple[str, ...] = ()
     base = config
     if weights is not None:
         path = locate(weights)
@@ -111,7 +113,9 @@ def _filled(
     model: MaskRCNN, source: str, state: dict[str, Tensor], old_classes: tuple[str, ...], unused: tuple[str, ...]
 ) -> Start:
     own = model.state_dict()
-    reused, fresh, notes = [], [], [f"starting from {source}"]
+    reused: list[str] = []
+    fresh: list[str] = []
+    notes = [f"starting from {source}"]
     classes = model.config.class_names
     rows = {label: old_classes.index(name) for label, name in enumerate(classes) if name in old_classes}
     for name, tensor in own.items():
@@ -136,8 +140,8 @@ def _filled(
     left = tuple(name for name in state if name not in own)
     if old_classes and old_classes != model.config.class_names:
         kept = [model.config.class_names[label] for label in rows]
-        new = [name for name in model.config.class_names if name not in kept]
-        notes.append(f"classes kept: {', '.join(kept) or 'none'}; new: {', '.join(new) or 'none'}")
+        added = [name for name in model.config.class_names if name not in kept]
+        notes.append(f"classes kept: {', '.join(kept) or 'none'}; new: {', '.join(added) or 'none'}")
     groups = sorted({name.split(".")[0] for name in fresh})
     notes.append(f"{len(reused)} tensors reused, {len(fresh)} begin at random: {', '.join(groups)}")
     return Start(model, source, tuple(reused), tuple(fresh), (*unused, *left), tuple(notes))
