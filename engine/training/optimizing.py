@@ -49,8 +49,9 @@ def freeze(model: MaskRCNN, config: TrainConfig, reused: Iterable[str]) -> None:
                 stages.append([])
     else:
         stages = [list(stage.children()) for stage in trunk.stages]
-    for parts in [[trunk.stem], *stages][: config.frozen_stages]:
-        for part in parts:
+    parts: list[list[nn.Module]] = [[trunk.stem], *stages]
+    for layers in parts[: config.frozen_stages]:
+        for part in layers:
             part.requires_grad_(False)
     if config.norms == "frozen":
         known = set(reused)
