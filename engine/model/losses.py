@@ -36,7 +36,7 @@ class Targets(NamedTuple):
     boxes: Tensor
     labels: Tensor
     crowd: Tensor
-    count: Tensor
+    count: Tensor  # type: ignore[assignment]  # hides tuple.count
     masks: Tensor | None
     polygons: Sequence[Sequence[Sequence[NDArray]]] | None = None
 

@@ -1,7 +1,7 @@
 """Pictures and their objects from a COCO annotation file: indexed once, decoded when asked for.
 
-Classes are contiguous labels: the file's categories by rising id, as in Detectron2 and pycocotools, or in the order that
-a model's config gives. Pictures without objects are kept. An object whose box or mask has no area is left out.
+Classes are contiguous labels: the file's categories by rising id, as in Detectron2, or in the order that a model's
+config gives. Pictures without objects are kept. An object whose box or mask has no area is left out.
 
 Boxes are the annotations' own, clipped to the picture, as in torchvision and Detectron2; where one has none, it is the
 extent of its mask.
@@ -58,14 +58,14 @@ class Example:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def take(self, rows: NDArray[Any]) -> "Example":
-        """Only some of the objects, by index or by a bool for each."""
-        indices = np.arange(len(self))[rows]
+    def take(self, rows: NDArray[np.int64]) -> "Example":
+        """Only some of the objects, by index."""
+        indices = rows.tolist()
         return replace(
             self,
             boxes=self.boxes[indices],
             labels=self.labels[indices],
-            masks=self.masks if len(indices) == len(self) else self.masks[indices],
+            masks=self.masks if indices == list(range(len(self))) else self.masks[indices],
             crowd=self.crowd[indices],
             polygons=None if self.polygons is None else [self.polygons[i] for i in indices],
         )
@@ -185,7 +185,7 @@ class CocoDataset:
             record.path,
             polygons,
         )
-        return example.take((boxes[:, 2:] > boxes[:, :2]).all(1))
+        return example.take(np.flatnonzero((boxes[:, 2:] > boxes[:, :2]).all(1)))
 
     def _object(self, annotation: dict[str, Any], size: tuple[int, int], mask: NDArray[np.bool_]) -> NDArray[Any]:
         """The box of an object, zeros if there is nothing of it; its pixels are set in ``mask``."""

@@ -1,7 +1,7 @@
 """COCO's segmentations: polygons, compressed and uncompressed run lengths, all turned into run lengths.
 
-Run lengths are read by :mod:`trimask.kernels.cpu.masks`, which refuses bad ones. Polygons are rasterised by pycocotools:
-the masks that models are evaluated against are, too.
+Run lengths are read by :mod:`trimask.kernels.cpu.masks`, which refuses bad ones. Polygons are rasterised by
+pycocotools, as are those that models are evaluated against.
 """
 
 from collections.abc import Mapping, Sequence
