@@ -185,7 +185,9 @@ def evaluate(
             run.params.maxDets = limits
             run.evaluate()
             run.accumulate()
-        precision = np.asarray(run.eval["precision"]).reshape(len(run.params.iouThrs), -1, len(per_class), 4, len(limits))
+        precision = np.asarray(run.eval["precision"]).reshape(
+            len(run.params.iouThrs), -1, len(per_class), 4, len(limits)
+        )
         recall = np.asarray(run.eval["recall"]).reshape(len(run.params.iouThrs), len(per_class), 4, len(limits))
         summary |= {f"{kind}_{name}": x for name, x in _figures(precision, recall, limits).items()}
         for k, row in enumerate(per_class):
@@ -264,7 +266,13 @@ class _Truth:
     """A data set in the form that COCOeval takes: copies with every field, masks as compressed run lengths."""
 
     def __init__(
-        self, coco: Any, masks: Any, content: Mapping[str, Any], images: Mapping[Any, Entry], keep_ids: bool, notes: list
+        self,
+        coco: Any,
+        masks: Any,
+        content: Mapping[str, Any],
+        images: Mapping[Any, Entry],
+        keep_ids: bool,
+        notes: list,
     ) -> None:
         self.coco = coco
         self.masks = masks
@@ -335,7 +343,9 @@ class _Truth:
             raise ValueError(f"image {image['id']!r}: expected height and width, got {sorted(image)}")
         runs = self.converter.annToRLE(entry)
         if list(runs["size"]) != size:
-            raise ValueError(f"{name}: expected a mask of the size of image {image['id']!r}, {size}, got {runs['size']}")
+            raise ValueError(
+                f"{name}: expected a mask of the size of image {image['id']!r}, {size}, got {runs['size']}"
+            )
         return runs
 
     def _box(self, entry: Mapping[str, Any], name: str) -> list[float]:
