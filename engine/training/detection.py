@@ -58,7 +58,6 @@ def _as_stored(picture: Source) -> np.ndarray:
     with Image.open(picture.path) as stored:
         if stored.size[::-1] != tuple(picture.size):
             height, width = picture.size
-            raise ValueError(
-                f"{picture.path}: expected {width} x {height} pixels as in the data set, got {' x '.join(map(str, stored.size))}"
-            )
+            found = " x ".join(map(str, stored.size))
+            raise ValueError(f"{picture.path}: expected {width} x {height} pixels as in the data set, got {found}")
         return np.array(stored.convert("RGB"))
