@@ -4,13 +4,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
+from .data import read_upright
 
-from ..pictures.reading import read
-
-__all__ = ["Source", "detect", "read_fitting", "sources"]
+__all__ = ["Source", "detect", "sources"]
 
 
 class Source(NamedTuple):
@@ -29,8 +25,7 @@ def sources(content: Mapping[str, Any], images: Path | str) -> list[Source]:
 def detect(predict: Callable[..., Any], pictures: Sequence[Any], **options: Any) -> Iterator[list[dict[str, Any]]]:
     """The detections of each picture as COCO results, with the ids of the data set, one picture after the other.
 
-    A photograph that lies on its side, with an EXIF tag that turns it upright, is taken as it lies where only that fits
-    the size in the data set: its annotations were drawn so.
+    Pictures are upright, or as stored where only that is of the size in the data set, as in training.
 
     Args:
         predict: as ``Predictor.predict``.
@@ -38,30 +33,13 @@ def detect(predict: Callable[..., Any], pictures: Sequence[Any], **options: Any)
         **options: of ``predict``, as ``batch_size`` and ``workers``.
 
     Raises:
-        PictureError, OSError: a picture that cannot be read: figures without it would be wrong.
-        ValueError: a picture of another size than the data set says.
+        PictureError, OSError: a picture that cannot be read, or is of another size than the data set says: figures
+            without it would be wrong.
     """
     paths = [picture.path for picture in pictures]
     for picture, result in zip(pictures, predict(paths, stream=True, run_lengths=True, **options), strict=True):
         if result.error is not None:
             raise result.error
         if result.size != tuple(picture.size):
-            result = predict(read_fitting(picture.path, picture.size))
+            result = predict(read_upright(picture.path, picture.size))
         yield result.to_coco(picture.image_id)
-
-
-def read_fitting(path: Path, size: tuple[int, int]) -> NDArray[np.uint8]:
-    """A picture as its annotations see it, RGB [H, W, 3]: upright, or as stored where only that is of that size.
-
-    Raises:
-        ValueError: it has another size either way.
-        PictureError, OSError: it cannot be read.
-    """
-    upright = read(path).array
-    if upright.shape[:2] == tuple(size):
-        return upright
-    with Image.open(path) as stored:
-        if stored.size != (size[1], size[0]):
-            got = f"{upright.shape[1]} x {upright.shape[0]}"
-            raise ValueError(f"{path}: expected {size[1]} x {size[0]} pixels, as the data set says, got {got}")
-        return np.array(stored.convert("RGB"))

@@ -13,7 +13,8 @@ from ...kernels.cpu.masks import box_of_runs, decode_runs
 from ..model.files import write_whole
 from ..pictures.outlines import crop_of_runs
 from ..pictures.visualize import draw
-from .detection import Source, read_fitting
+from .data import read_upright
+from .detection import Source
 from .evaluate import Entry, Evaluation, Matches
 
 __all__ = ["draw_curves", "draw_worst"]
@@ -100,7 +101,7 @@ def _row(matches: Matches, picture: Source, names: Mapping[int, str], masks: boo
     for n in (*range(found, found + missed), *range(len(objects) + found, len(texts))):
         texts[n] += " missed" if n < len(objects) else " false"
     colours = [*range(found + missed), *range(found), *range(found + missed, found + missed + false)]
-    pixels = read_fitting(picture.path, picture.size)
+    pixels = read_upright(picture.path, picture.size)
     panels = []
     for part, entries in ((slice(len(objects)), objects), (slice(len(objects), None), claims)):
         shown: Any = _Shown(picture.size, entries, texts[part], colours[part], masks)
