@@ -6,6 +6,7 @@ import math
 import multiprocessing
 import os
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -100,24 +101,24 @@ def run(options: argparse.Namespace) -> int:
         if by_id is None:
             return 0  # the first process goes on with what all have found
         found = [x for picture in pictures for x in by_id[picture.image_id] if x["category_id"] in categories]
+    kinds = options.kinds or [kind for kind, field in FIELDS.items() if all(field in entry for entry in found)]
     evaluation = evaluate(
         found,
         content,
         category_ids=categories,
         max_detections=options.max_detections or 100,
-        kinds=options.kinds or [kind for kind, field in FIELDS.items() if all(field in entry for entry in found)],
+        kinds=kinds or tuple(FIELDS),
         backend=options.backend,
     )
     facts = _facts(options, annotations, len(content["images"]), len(found)) | evaluation.to_json()
+    output = options.output or (None if options.json else Path("evaluation"))
+    written = _write(output, evaluation, facts, pictures, None if options.detections else found) if output else []
     if options.json:
         print(json.dumps(facts))
     else:
-        _print(open_console(), evaluation, facts)
-    output = options.output or (None if options.json else Path("evaluation"))
-    if output:
-        written = _write(output, evaluation, facts, pictures, None if options.detections else found)
-        if not options.json:
-            open_console().print(f"wrote {', '.join(map(str, written))}", soft_wrap=True)
+        console = open_console()
+        _print(console, evaluation, facts)
+        console.print(f"wrote {', '.join(map(str, written))}", soft_wrap=True)
     return 0
 
 
@@ -195,7 +196,9 @@ def _share(
     stream = detect(predictor.predict, mine, batch_size=options.batch_size, workers=options.workers)
     if rank == 0:
         stream = progress(stream, len(mine), "detecting")
-    return {picture.image_id: entries for picture, entries in zip(mine, stream, strict=True)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a picture that cannot be read is an error here
+        return {picture.image_id: entries for picture, entries in zip(mine, stream, strict=True)}
 
 
 def _compare(classes: Mapping[int, str], categories: Mapping[int, str], chosen: bool, quiet: bool) -> None:
@@ -234,12 +237,14 @@ def _write(
 ) -> list[Path]:
     from ..engine.training.plots import draw_curves, draw_worst
 
+    def write_json(path: Path, content: Any) -> Path:
+        text = json.dumps(content, allow_nan=False).encode()
+        return write_whole(path, lambda file: file.write(text))
+
     output.mkdir(parents=True, exist_ok=True)
-    written = []
-    contents: dict[str, Any] = {"metrics.json": facts} | ({} if found is None else {"detections.json": found})
-    for name, content in contents.items():
-        text = json.dumps(content, indent=1 if name == "metrics.json" else None, allow_nan=False).encode()
-        written.append(write_whole(output / name, lambda file, text=text: file.write(text)))
+    written = [write_json(output / "metrics.json", facts)]
+    if found is not None:
+        written.append(write_json(output / "detections.json", found))
     try:
         written.append(draw_curves(evaluation, output / "curves.png"))
     except ImportError as error:
