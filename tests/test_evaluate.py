@@ -307,6 +307,12 @@ def test_detect_takes_any_predictor(tmp_path: Path) -> None:
     box = {"category_id": 3, "bbox": [1.0, 2.0, 4.0, 5.0], "score": 0.5, "area": 20.0}
     assert found == [[{"image_id": 7, **box}], [{"image_id": 9, **box}]]
     assert calls == [{"batch_size": 2, "run_lengths": True}, {}]
+
+    def unreadable(source: Any, **options: Any) -> Any:
+        return [Result(np.zeros((0, 4)), [], [], (20, 30), error=OSError("gone")) for _ in source]
+
+    with pytest.raises(OSError, match="gone"):
+        list(detect(unreadable, sources({"images": images}, tmp_path)))
     images[0]["height"] = 21
     with pytest.raises(ValueError, match=r"a\.jpg: expected .*30 x 21 pixels, got 30 x 20"):
         list(detect(predict, sources({"images": images}, tmp_path)))
