@@ -212,7 +212,7 @@ def test_info_says_which_kernels_run_and_why(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
     monkeypatch.setattr("trimask.kernels.dispatch._has_triton", lambda: triton is not None)
-    monkeypatch.setattr("trimask.cli._version", lambda name: triton if name == "triton" else "1.0")
+    monkeypatch.setattr("trimask.cli.info._version", lambda name: triton if name == "triton" else "1.0")
     found = facts(capsys)
     assert (found["kernels"], found["kernels because"]) == (kernels, why)
     assert run("info") == 0

@@ -1,0 +1,47 @@
+"""The command line: ``trimask VERB``, one module for each verb.
+
+Results go to stdout, progress and complaints to stderr. Exit status: 0, all done; 1, something failed (a bad picture
+among many does not stop the others); 2, wrong usage; 130, interrupted.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from .. import __version__
+from . import convert, demo, evaluate, info, predict, profile, warmup
+
+__all__ = ["main"]
+
+VERBS = (demo, predict, evaluate, convert, warmup, profile, info)  # in the order of the help
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        return options.run(options)
+    except KeyboardInterrupt:
+        print("trimask: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader went away, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (ValueError, OSError, ImportError, MemoryError, RuntimeError) as error:
+        print(f"trimask: {error}", file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "trimask",
+        description="Mask R-CNN: exact, fast, easy to install.",
+        epilog="example:\n  trimask predict photo.jpg --output found/\n\n`trimask VERB --help` explains a verb.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"trimask {__version__}")
+    verbs = parser.add_subparsers(metavar="VERB", required=True)
+    for verb in VERBS:
+        verb.add(verbs)
+    return parser

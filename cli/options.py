@@ -1,0 +1,115 @@
+"""Options that several verbs share, and what they mean."""
+
+import argparse
+import contextlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..engine.inference.predictor import Predictor
+
+__all__ = [
+    "DTYPES",
+    "Verbs",
+    "add_checkpoint_options",
+    "add_device_options",
+    "add_model_options",
+    "add_verb",
+    "add_weights_option",
+    "checkpoint_options",
+    "existing",
+    "kernel_cache",
+    "load",
+    "portrait",
+]
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+Verbs = Any  # what ArgumentParser.add_subparsers gives, which argparse has no public name for
+
+
+def add_verb(
+    verbs: Verbs, name: str, run: Callable[[argparse.Namespace], int], summary: str, epilog: str
+) -> argparse.ArgumentParser:
+    """A verb's parser; ``run`` takes the parsed options and gives the exit status."""
+    added = verbs.add_parser(
+        name,
+        help=summary,
+        description=summary[0].upper() + summary[1:] + ".",
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    added.set_defaults(run=run)
+    return added
+
+
+def add_weights_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--weights", "-w", default="people", help="checkpoint or published name (%(default)s, bundled)")
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--score", type=float, default=0.5, help="lowest score to report (%(default)s; 0.05 to evaluate)"
+    )
+    add_device_options(parser)
+
+
+def add_device_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (the GPU if there is one)")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="precision (%(default)s)")
+
+
+def add_checkpoint_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("what a foreign checkpoint's keys cannot say (default: its family's convention)")
+    group.add_argument("--min-size", type=int, metavar="PIXELS", help="short side of the resized picture")
+    group.add_argument("--max-size", type=int, metavar="PIXELS", help="limit of its long side")
+    group.add_argument("--anchor-sizes", type=float, nargs="+", metavar="SIZE", help="one for each of the five levels")
+    group.add_argument("--aspect-ratios", type=float, nargs="+", metavar="RATIO", help="of anchors, height over width")
+    group.add_argument("--activation", choices=("relu", "relu6"), help="of a MobileNetV2 trunk")
+    group.add_argument("--norm-eps", type=float, metavar="EPS", help="epsilon of the trunk's batch norms")
+    group.add_argument("--classes", nargs="+", metavar="NAME", help="names of the foreground classes, in order")
+    group.add_argument("--style", choices=("pytorch", "caffe"), help="of an MMDetection trunk")
+
+
+def checkpoint_options(options: argparse.Namespace) -> dict[str, Any]:
+    names = ("min_size", "max_size", "anchor_sizes", "aspect_ratios", "activation", "norm_eps", "classes", "style")
+    return {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+
+
+def load(options: argparse.Namespace, weights: str, **more: Any) -> "Predictor":
+    import torch
+
+    from ..engine.inference.predictor import load
+
+    return load(weights, device=options.device, dtype=getattr(torch, options.dtype), score=options.score, **more)
+
+
+def existing(picture: str) -> Path:
+    if not Path(picture).is_file():
+        raise ValueError(f"expected a picture, found no file at {picture!r}")
+    return Path(picture)
+
+
+def portrait(verb: str) -> Path:
+    """Eileen Collins, NASA, public domain: one of scikit-image's sample pictures."""
+    try:
+        from skimage.data import data_dir
+    except ImportError:
+        raise ImportError(
+            f"{verb}: expected scikit-image, whose sample portrait is the default picture; pip install scikit-image, "
+            f"or name a picture: trimask {verb} PICTURE"
+        ) from None
+    return Path(data_dir) / "astronaut.png"
+
+
+def kernel_cache() -> tuple[Path, int]:
+    """Where Triton keeps what it compiled, and its size in bytes."""
+    home = Path(os.environ.get("TRITON_HOME") or Path.home())
+    folder = Path(os.environ.get("TRITON_CACHE_DIR") or home / ".triton" / "cache")
+    size = 0
+    for file in folder.rglob("*"):
+        with contextlib.suppress(OSError):  # another process may be at work there
+            size += file.stat().st_size if file.is_file() else 0
+    return folder, size

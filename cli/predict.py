@@ -1,0 +1,131 @@
+"""``trimask predict``: objects and their masks in pictures."""
+
+import argparse
+import json
+import sys
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .console import open_console, print_result, progress
+from .options import (
+    Verbs,
+    add_checkpoint_options,
+    add_model_options,
+    add_verb,
+    add_weights_option,
+    checkpoint_options,
+    load,
+)
+
+if TYPE_CHECKING:
+    from ..engine.inference.result import Result
+
+__all__ = ["add", "run"]
+
+
+def add(verbs: Verbs) -> None:
+    predict = add_verb(
+        verbs,
+        "predict",
+        run,
+        "find objects and their masks in pictures",
+        "examples:\n"
+        "  trimask predict photo.jpg\n"
+        "  trimask predict photos/ more/*.png --weights r50.safetensors --score 0.7 --output found/\n"
+        "  trimask predict photos/ --json > found.jsonl",
+    )
+    predict.add_argument("sources", nargs="+", metavar="PICTURE", help="pictures, folders, or quoted patterns")
+    add_weights_option(predict)
+    predict.add_argument("--output", "-o", type=Path, help="folder for overlays and detections.json (trimask-output)")
+    predict.add_argument("--no-overlays", action="store_true", help="write detections.json alone")
+    predict.add_argument(
+        "--json", action="store_true", help="one JSON object per picture on stdout, no tables; files only with --output"
+    )
+    predict.add_argument("--batch-size", type=int, default=1, metavar="N", help="pictures at a time (%(default)s)")
+    predict.add_argument(
+        "--workers",
+        type=int,
+        default=0,
+        metavar="N",
+        help="threads that read pictures ahead of the device (%(default)s: one batch after the other)",
+    )
+    predict.add_argument("--max-detections", type=int, metavar="N", help="per picture (the model's: mostly 100)")
+    predict.add_argument("--resize", type=int, metavar="PIXELS", help="short side inside the network (the model's)")
+    add_model_options(predict)
+    add_checkpoint_options(predict)
+
+
+def run(options: argparse.Namespace) -> int:
+    from ..engine.inference.result import to_dataset
+    from ..engine.pictures.reading import expand
+
+    console = open_console()
+    sources = list(expand(options.sources))
+    predictor = load(
+        options,
+        options.weights,
+        max_detections=options.max_detections,
+        resize=options.resize,
+        **checkpoint_options(options),
+    )
+    output = options.output or (None if options.json else Path("trimask-output"))
+    if output:
+        output.mkdir(parents=True, exist_ok=True)
+    names = _unique_names(sources)
+    done: list[Result] = []
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # failures are reported here
+            stream = predictor.predict(
+                sources, batch_size=options.batch_size, workers=options.workers, run_lengths=True, stream=True
+            )
+            for source, name, result in zip(sources, names, progress(stream, len(sources), "predicting"), strict=True):
+                done.append(result.without_picture())  # keep what is small
+                if result.error is not None:
+                    print(f"trimask: {source}: {result.error}", file=sys.stderr)
+                elif output and not options.no_overlays:
+                    result.save(output / f"{name}.jpg")
+                if options.json:
+                    print(json.dumps(_record(source, result)), flush=True)
+                elif result.error is None:
+                    brief = f"{len(done)}/{len(sources)}  " if len(sources) > 3 else ""
+                    print_result(console, result, brief)
+    finally:  # what is done stays done, whatever stops the rest
+        good = [result for result in done if result.error is None]
+        if output and done:
+            classes = dict(zip(predictor.config.category_ids, predictor.config.class_names, strict=True))
+            written = to_dataset(good, classes, output / "detections.json")
+            if not options.json:
+                console.print(f"{len(good)} of {len(sources)} pictures; {written}", soft_wrap=True)
+    return 0 if len(good) == len(sources) else 1
+
+
+def _unique_names(sources: Iterable[Path]) -> list[str]:
+    """Names for the overlays, which overwrite neither each other nor a source, on any file system."""
+    names: list[str] = []
+    taken: set[str] = set()
+    for source in sources:
+        name, number = f"{source.stem}-overlay", 1
+        while name.casefold() in taken:
+            number += 1
+            name = f"{source.stem}-overlay-{number}"
+        taken.add(name.casefold())
+        names.append(name)
+    return names
+
+
+def _record(source: Path, result: "Result") -> dict[str, Any]:
+    if result.error is not None:
+        return {"path": str(source), "error": str(result.error)}
+    height, width = result.size
+    return {
+        "path": str(source),
+        "width": width,
+        "height": height,
+        "detections": [
+            {"label": name, **entry} for name, entry in zip(result.names, result.to_coco(str(source)), strict=True)
+        ],
+        "timings_ms": result.timings,
+    }
