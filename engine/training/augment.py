@@ -295,7 +295,7 @@ def recolor(
     """
     angle = 2 * np.pi * hue
     cos, sin = saturation * np.cos(angle), saturation * np.sin(angle)
-    chroma = np.array([[1, 0, 0], [0, cos, -sin], [0, sin, cos]])
+    chroma = np.array([[1, 0, 0], [0, cos, sin], [0, -sin, cos]])
     matrix = brightness * contrast * np.linalg.solve(TO_YIQ, chroma @ TO_YIQ)  # [3, 3]
     grey = picture.mean((0, 1), dtype=np.float64) @ LUMA
     offset = brightness * (1 - contrast) * grey
