@@ -44,7 +44,7 @@ def run(options: argparse.Namespace) -> int:
     from ..engine.training.checking import check
 
     def shown(items: Iterable[Any], total: int) -> Iterable[Any]:
-        return progress(items, total, "pictures")
+        return progress(items, total, "pictures", alone=True)
 
     report = check(options.annotations, options.images, progress=shown)
     written = []

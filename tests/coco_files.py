@@ -49,7 +49,7 @@ def content(
             kind = kinds[(n + k) % len(kinds)]
             found = annotation(ellipse(size, rng), kind, **fields)
             annotations.append({**found, "iscrowd": int(crowd and n == 0 and k == 0)})
-    return {"images": images, "annotations": annotations, "categories": CATEGORIES}
+    return {"images": images, "annotations": annotations, "categories": [dict(category) for category in CATEGORIES]}
 
 
 def write(folder: Path, data: Any) -> Path:
