@@ -171,6 +171,12 @@ def test_all_at_once(tmp_path: Path, data: Data) -> None:
     assert check(report.write_clean(tmp_path / "clean.json"), tmp_path).faults == []
 
 
+def test_entries_without_ids_hide_each_other_not(tmp_path: Path, data: Data) -> None:
+    del data["images"][4]["id"]
+    del first(data, False)["image_id"]
+    assert check(write(tmp_path, data), tmp_path).counts == {"missing field": 2}
+
+
 def test_what_is_right_is_left_and_counted(tmp_path: Path, data: Data) -> None:
     path = write(tmp_path, {**data, "info": {"year": 2026}})
     report = check(path, tmp_path)
