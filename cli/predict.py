@@ -9,7 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .console import open_console, print_result, progress
-from .options import Verbs, add_checkpoint_options, add_model_options, add_verb, checkpoint_options, load
+from .options import (
+    Verbs,
+    add_checkpoint_options,
+    add_model_options,
+    add_verb,
+    add_weights_option,
+    checkpoint_options,
+    load,
+)
 
 if TYPE_CHECKING:
     from ..engine.inference.result import Result
@@ -29,9 +37,7 @@ def add(verbs: Verbs) -> None:
         "  trimask predict photos/ --json > found.jsonl",
     )
     predict.add_argument("sources", nargs="+", metavar="PICTURE", help="pictures, folders, or quoted patterns")
-    predict.add_argument(
-        "--weights", "-w", default="people", help="checkpoint or published name (%(default)s, bundled)"
-    )
+    add_weights_option(predict)
     predict.add_argument("--output", "-o", type=Path, help="folder for overlays and detections.json (trimask-output)")
     predict.add_argument("--no-overlays", action="store_true", help="write detections.json alone")
     predict.add_argument(
