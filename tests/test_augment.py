@@ -16,6 +16,7 @@ from trimask.engine.pictures.preprocess import make_batch
 from trimask.engine.training.augment import (
     Augment,
     AugmentConfig,
+    clipped,
     extent,
     flipped,
     paste,
@@ -106,7 +107,7 @@ def test_boxes_follow_masks(name: str, seed: int) -> None:
     assert all(np.array_equal(a, b) for a, b in zip(copies, (source.picture, source.masks, source.boxes), strict=True))
     if result.polygons is not None:
         for (corners,), box in zip(result.polygons, result.boxes, strict=True):
-            low, high = corners.min(0).clip(0, [width, height]), corners.max(0).clip(0, [width, height])
+            low, high = corners.min(0), corners.max(0)
             assert np.abs(np.concatenate([low, high]) - box).max() <= growth
 
 
@@ -118,6 +119,14 @@ def test_the_generator_alone_decides(np_rng: np.random.Generator, name: str) -> 
     assert np.array_equal(first.picture, again.picture)
     assert np.array_equal(first.masks, again.masks)
     assert np.array_equal(first.boxes, again.boxes)
+
+
+def test_polygons_end_where_the_picture_does() -> None:
+    star = np.array([(-4, 5), (5, -4), (14, 5), (5, 14)], float)  # its corners reach over all four sides
+    corners = clipped(star, np.array([10, 10]))
+    assert {tuple(corner) for corner in corners} == {(0, 1), (1, 0), (9, 0), (10, 1), (10, 9), (9, 10), (1, 10), (0, 9)}
+    assert np.array_equal(clipped(star + 20, np.array([50, 50])), star + 20)
+    assert not len(clipped(star + 20, np.array([10, 10])))
 
 
 def test_flipping_twice_changes_nothing(np_rng: np.random.Generator) -> None:
