@@ -153,10 +153,11 @@ class Augment:
         scale = np.array([size[1] / (x2 - x1), size[0] / (y2 - y1)])
         boxes = (example.boxes - np.tile([x1, y1], 2)) * np.tile(scale, 2)  # [N, 4]
         masks, shares = resized_masks(example.masks, window, size)
+        limits = np.tile([size[1], size[0]], 2)
         polygons = example.polygons
         if polygons is not None:
-            polygons = [[(part - (x1, y1)) * scale for part in parts] for parts in polygons]
-        limits = np.tile([size[1], size[0]], 2)
+            polygons = [[clipped((part - (x1, y1)) * scale, limits[:2]) for part in parts] for parts in polygons]
+            polygons = [[part for part in parts if len(part)] for parts in polygons]
         cut = ((boxes < 0) | (boxes > limits + 1e-4 * limits)).any(1)
         result = replace(
             example,
@@ -166,6 +167,19 @@ class Augment:
             polygons=polygons,
         )
         return refitted(result, cut, shares)
+
+
+def clipped(corners: NDArray[np.float64], limits: NDArray[np.int64]) -> NDArray[np.float64]:
+    """The part of a polygon [P, 2] between (0, 0) and ``limits``, [Q, 2] (Sutherland and Hodgman, 1974)."""
+    for axis in (0, 1):
+        for limit, sign in ((0, 1), (limits[axis], -1)):
+            depth = sign * (corners[:, axis] - limit)  # at least 0 inside
+            later, below = np.roll(corners, -1, 0), np.roll(depth, -1)
+            crosses = (depth >= 0) != (below >= 0)
+            share = depth / np.where(crosses, depth - below, 1)
+            both = np.stack([corners, corners + share[:, None] * (later - corners)], 1)  # [P, 2, 2]
+            corners = both[np.stack([depth >= 0, crosses], 1)]
+    return corners
 
 
 def _window(size: tuple[int, int], inside: list[int], generator: np.random.Generator) -> tuple[int, int, int, int]:
@@ -292,7 +306,7 @@ def recolor(
     """
     angle = 2 * np.pi * hue
     cos, sin = saturation * np.cos(angle), saturation * np.sin(angle)
-    chroma = np.array([[1, 0, 0], [0, cos, -sin], [0, sin, cos]])
+    chroma = np.array([[1, 0, 0], [0, cos, sin], [0, -sin, cos]])
     matrix = brightness * contrast * np.linalg.solve(TO_YIQ, chroma @ TO_YIQ)  # [3, 3]
     grey = picture.mean((0, 1), dtype=np.float64) @ LUMA
     offset = brightness * (1 - contrast) * grey
