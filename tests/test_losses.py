@@ -225,7 +225,7 @@ def reference(
 
         rois = proposals[b, : count[b]].tolist() + list(boxes.values()) * config.add_objects
         pooled = model.pool(
-            [x[b : b + 1] for x in pyramid], torch.tensor([rois]).to(image), torch.tensor([len(rois)]), 7
+            [x[b : b + 1] for x in pyramid], torch.tensor([rois], dtype=image.dtype), torch.tensor([len(rois)]), 7
         )
         classes, moves = model.box_head(pooled[0])
         for i, roi in enumerate(rois):
@@ -241,7 +241,7 @@ def reference(
             sums["cls"] -= classes[i].log_softmax(0)[label]
             sums["box"] += distance(moves[i, label], offsets(boxes[nearest], roi, 10, 5), config.roi_beta)
             sampled["mask"] += 1
-            pick = torch.tensor([[0, *roi]]).to(image)
+            pick = torch.tensor([[0, *roi]], dtype=image.dtype)
             features = model.pool([x[b : b + 1] for x in pyramid], pick[:, None, 1:], torch.tensor([1]), 14)[0]
             own = model.mask_head(features, torch.tensor([label]))[0]
             mask = targets.masks[b, nearest][None, None].to(image)
@@ -276,7 +276,8 @@ def offsets(target: list[float], box: list[float], near: float, far: float) -> T
         found.append(
             (near * (target[axis] + target[axis + 2] - box[axis] - box[axis + 2]) / 2 / size, far, wanted / size)
         )
-    return torch.tensor([found[0][0], found[1][0], *(far * math.log(ratio) for _, far, ratio in found)]).double()
+    logs = [far * math.log(ratio) for _, far, ratio in found]
+    return torch.tensor([found[0][0], found[1][0], *logs], dtype=torch.float64)
 
 
 def distance(found: Tensor, wanted: Tensor, beta: float) -> Tensor:
@@ -288,7 +289,7 @@ CONVENTIONS = {
     "torchvision": LossConfig.TORCHVISION,
     "Detectron2": LossConfig.DETECTRON2,
     "crowds ignored": LossConfig(),
-    "without the objects' boxes": replace(LossConfig.DETECTRON2, add_objects=False, crowd_threshold=0.3),
+    "without the objects' boxes": replace(LossConfig.DETECTRON2, add_objects=False, crowd_threshold=0.3, roi_foreground=0.1),
 }
 
 
