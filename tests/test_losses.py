@@ -289,7 +289,9 @@ CONVENTIONS = {
     "torchvision": LossConfig.TORCHVISION,
     "Detectron2": LossConfig.DETECTRON2,
     "crowds ignored": LossConfig(),
-    "without the objects' boxes": replace(LossConfig.DETECTRON2, add_objects=False, crowd_threshold=0.3, roi_foreground=0.1),
+    "without the objects' boxes": replace(
+        LossConfig.DETECTRON2, add_objects=False, crowd_threshold=0.3, roi_foreground=0.1
+    ),
 }
 
 
@@ -363,16 +365,48 @@ def test_boxes_without_extent_and_padding_are_no_objects(rng: torch.Generator) -
     torch.testing.assert_close(losses(model, image, SIZE, three, ALL), expected, rtol=1e-12, atol=0)
 
 
-def test_the_generator_decides_what_is_sampled() -> None:
+FEW = LossConfig(rpn_samples=16, roi_samples=16, pre_nms=50, post_nms=50)  # of which chance decides
+
+
+def test_without_seeds_the_global_generator_decides() -> None:
     model, targets = small_model(), objects([SQUARE, (5, 5, 40, 80)])
-    few = LossConfig(rpn_samples=16, roi_samples=16)
 
     def run(seed: int) -> float:
-        generator = torch.Generator().manual_seed(seed)
-        return float(sum(losses(model, picture(targets), SIZE, targets, few, generator=generator).values()).detach())
+        torch.manual_seed(seed)
+        return float(sum(losses(model, picture(targets), SIZE, targets, FEW).values()).detach())
 
     assert run(1) == run(1)
     assert len({run(seed) for seed in range(5)}) > 1
+
+
+@pytest.mark.parametrize("rpn_mean", [True, False])
+def test_two_processes_learn_what_one_does(rpn_mean: bool, rng: torch.Generator) -> None:
+    """Halves of a batch, with the mean counts of both: the mean of their gradients is that of the whole."""
+    model = small_model().double()
+    config = LossConfig(rpn_samples=1500, roi_samples=24, pre_nms=20, post_nms=20, rpn_mean=rpn_mean)
+    targets = objects([SQUARE, (5, 5, 40, 80), (60, 10, 100, 90)], [SQUARE], [(0, 0, 128, 96)], [(0, 0, 30, 30)])
+    crowd = torch.zeros(4, 3, dtype=torch.bool)
+    crowd[2, 0] = True  # so that there are fewer of everything
+    targets = targets._replace(boxes=targets.boxes.double(), crowd=crowd)
+    image, sizes = picture(targets).double(), torch.tensor([[96, 128], [96, 100], [80, 128], [96, 128]])
+    seeds = torch.randint(2**62, (4,), generator=rng)
+
+    def run(part: slice, average: Callable[[Tensor], Tensor] | None) -> tuple[Tensor, ...]:
+        rows = Targets(*(None if x is None else x[part] for x in targets))
+        terms = losses(model, image[part], sizes[part], rows, config, seeds=seeds[part], average=average)
+        return *terms.values(), *torch.autograd.grad(sum(terms.values()), tuple(model.parameters()))
+
+    halves = slice(0, 2), slice(2, 4)
+    counts: list[Tensor] = []
+    alone = [run(half, lambda x: counts.append(x) or x) for half in halves]
+    assert len(counts) == 2  # called once by each
+    mean = (counts[0] + counts[1]) / 2
+    assert (counts[0] != counts[1]).all()
+    together = [run(half, lambda _: mean) for half in halves]
+    whole = run(slice(0, 4), None)
+    for parts, total in zip(zip(*together, strict=True), whole, strict=True):
+        torch.testing.assert_close((parts[0] + parts[1]) / 2, total, rtol=1e-9, atol=1e-12)
+    assert not torch.isclose((alone[0][4] + alone[1][4]) / 2, whole[4])
 
 
 @pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS.keys())
@@ -416,21 +450,29 @@ def test_targets_that_do_not_fit(message: str, change: dict[str, Any]) -> None:
         losses(MaskRCNN(SMALL), picture(targets), SIZE, targets._replace(**change))
 
 
+@pytest.mark.parametrize("seeds", [torch.zeros(2, dtype=torch.int64), torch.zeros(1)], ids=["length", "dtype"])
+def test_seeds_that_do_not_fit(seeds: Tensor) -> None:
+    targets = objects([SQUARE])
+    with pytest.raises(ValueError, match=re.escape("seeds: expected int64 [1], got")):
+        losses(MaskRCNN(SMALL), picture(targets), SIZE, targets, seeds=seeds)
+
+
 # On a GPU it never waits.
 
 
-def step(model: MaskRCNN, image: Tensor, sizes: Tensor, targets: Targets) -> dict[str, Tensor]:
-    return losses(model, image, sizes, targets, LossConfig(pre_nms=50, post_nms=50, roi_samples=32))
+def step(model: MaskRCNN, image: Tensor, sizes: Tensor, targets: Targets, seeds: Tensor) -> dict[str, Tensor]:
+    config = LossConfig(pre_nms=50, post_nms=50, roi_samples=32)
+    return losses(model, image, sizes, targets, config, seeds=seeds, average=lambda counts: counts * 2)
 
 
 def step_in_pretence(config: MaskRCNNConfig) -> None:
     """The loss on a fake GPU: nothing goes from host to device or back, and no shape asks for a value."""
     targets = objects([SQUARE, (5, 5, 40, 80)], [])
-    model, inputs = small_model(config), (picture(targets), SIZE.repeat(2, 1), *targets[:5])
+    model, inputs = small_model(config), (picture(targets), SIZE.repeat(2, 1), torch.arange(2), *targets[:5])
     with FakeTensorMode(), NoWaiting():
         replace_tensors(model, lambda x: fake(x).requires_grad_(x.requires_grad))
-        image, sizes, *rest = map(fake, inputs)
-        terms = step(model, image, sizes, Targets(*rest))
+        image, sizes, seeds, *rest = map(fake, inputs)
+        terms = step(model, image, sizes, Targets(*rest), seeds)
     assert all(term.device == GPU and term.shape == () for term in terms.values())
 
 
@@ -445,7 +487,7 @@ def step_and_backward(config: MaskRCNNConfig, monkeypatch: pytest.MonkeyPatch) -
     targets = objects([SQUARE, (5, 5, 40, 80)], [])
     model, image, sizes = small_model(config), picture(targets), SIZE.repeat(2, 1)
     with NoWaiting(torch.device("cpu")):
-        terms = step(model, image, sizes, targets)
+        terms = step(model, image, sizes, targets, torch.arange(2))
         sum(terms.values()).backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
 

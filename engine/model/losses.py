@@ -4,7 +4,7 @@ torchvision and Detectron2 agree on the terms and differ in a dozen conventions,
 :class:`LossConfig`. Shapes are fixed, so that a GPU is never waited for; a CPU leaves out rows that are not there.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, NamedTuple
 
@@ -18,11 +18,13 @@ from . import boxes as B
 from .heads import BOX_WEIGHTS
 from .mask_rcnn import MaskRCNN
 from .mask_targets import from_masks, from_polygons
-from .matching import NEITHER, match, sample
+from .matching import NEITHER, draw, match, sample
 from .rpn import BOX_WEIGHTS as RPN_WEIGHTS
 from .trimming import compact, live_rows
 
 __all__ = ["LossConfig", "Targets", "losses"]
+
+_ANCHORS, _PROPOSALS, _OBJECTS = 0, 1 << 30, 2 << 30  # where rows of each kind begin, for :func:`draw`
 
 
 @dataclass(frozen=True)
@@ -110,18 +112,25 @@ def losses(
     targets: Targets,
     config: LossConfig | None = None,
     *,
-    generator: torch.Generator | None = None,
+    seeds: Tensor | None = None,
+    average: Callable[[Tensor], Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """The terms ``rpn_cls``, ``rpn_box``, ``cls``, ``box`` and ``mask`` (with a mask head); their sum is minimised.
 
     Every parameter gets a gradient, if of zeros, also from a batch without objects. Terms are float32 under autocast.
+
+    Several processes with a part of a batch each learn what one would of the whole, if each picture has the seed that
+    it has there, ``average`` is the mean over the processes, and so are the gradients.
 
     Args:
         model: in the mode to train in.
         image, image_sizes: as in :meth:`MaskRCNN.forward`.
         targets: the objects.
         config: the conventions; ``LossConfig()`` by default.
-        generator: of what is sampled at random, on the model's device; torch's own by default.
+        seeds: int64 [B], of what is sampled at random in each picture, on the model's device; by default torch's own
+            generator draws them.
+        average: the mean over processes of float32 [3], how many anchors, RoIs and foreground RoIs were sampled, by
+            which terms are divided. Called once, without gradients. By default this process is alone.
 
     Returns:
         a scalar for each term.
@@ -129,8 +138,10 @@ def losses(
     Raises:
         ValueError: for targets that do not fit the pictures, or the model.
     """
-    _check(model, image, targets)
+    _check(model, image, targets, seeds)
     config = config or LossConfig()
+    if seeds is None:
+        seeds = torch.randint(2**63 - 1, (len(image),), device=image.device)
     padded = (image.shape[2], image.shape[3])
     objects = _Objects.of(targets)
 
@@ -138,18 +149,31 @@ def losses(
     logits, deltas = model.rpn(pyramid)
     sizes = [(x.shape[2], x.shape[3]) for x in pyramid]
     anchors = torch.cat([model.rpn.anchors.grid(level, size, padded) for level, size in enumerate(sizes)])  # [N, 4]
-    terms = _rpn_losses(torch.cat(logits, 1), torch.cat(deltas, 1), anchors, objects, config, generator)
+    sampled, sums = _rpn_losses(torch.cat(logits, 1), torch.cat(deltas, 1), anchors, objects, config, seeds)
 
     with torch.no_grad():
         training = replace(model.config.rpn, pre_nms=config.pre_nms, post_nms=config.post_nms)
         proposals, count = model.rpn.select(logits, deltas, sizes, padded, image_sizes, config=training)
         proposals = proposals[:, : live_rows(count, proposals.shape[1])]
-        rois = _sample_rois(proposals, count, objects, config, generator)
+        rois = _sample_rois(proposals, count, objects, config, seeds)
+        counts = torch.stack([sampled.sum(), rois.there.sum(), rois.foreground.sum()]).float()
+        if average is not None:
+            counts = average(counts)
+        anchor_count, roi_count, positive_count = torch.where(counts > 0, counts, 1.0)
+    if not config.rpn_mean:
+        anchor_count = torch.full_like(anchor_count, len(image) * config.rpn_samples)
 
-    terms |= _box_losses(model, pyramid, rois, config)
+    sums |= _box_losses(model, pyramid, rois, config)
     if model.mask_head is not None:
-        terms["mask"] = _mask_loss(model, pyramid, rois.foremost(), targets, config)
-    return terms
+        sums["mask"] = _mask_loss(model, pyramid, rois.foremost(), targets, config)
+    divisors = {
+        "rpn_cls": anchor_count,
+        "rpn_box": anchor_count,
+        "cls": roi_count,
+        "box": roi_count,
+        "mask": positive_count,
+    }
+    return {name: total / divisors[name] for name, total in sums.items()}
 
 
 class _Objects(NamedTuple):
@@ -187,21 +211,22 @@ def _rpn_losses(
     anchors: Tensor,  # [N, 4]
     objects: _Objects,
     config: LossConfig,
-    generator: torch.Generator | None,
-) -> dict[str, Tensor]:
+    seeds: Tensor,  # [B]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Which anchors are sampled, bool [B, S], and the sums of the terms over them."""
     matches = objects.match(
         anchors, config.rpn_foreground, config.rpn_background, favourites=True, crowd=config.crowd_threshold
     )
     positives = int(config.rpn_samples * config.rpn_positive)
-    index, foreground, there = sample(matches, config.rpn_samples, positives, generator)  # [B, S]
+    keys = draw(seeds, _ANCHORS, matches.shape[1])
+    index, foreground, there = sample(matches, config.rpn_samples, positives, keys)  # [B, S]
     scores = _wide(logits.gather(1, index))
     classification = F.binary_cross_entropy_with_logits(scores, foreground.to(scores.dtype), reduction="none")
     index, foreground = index[:, :positives], foreground[:, :positives]
     wanted = _rows(objects.boxes, matches.gather(1, index).clamp(min=0))
     wanted = B.encode(wanted, anchors[index], RPN_WEIGHTS)  # [B, P, 4]
     regression = _box_loss(_wide(_rows(deltas, index)), wanted, foreground, config.rpn_beta)
-    divisor = there.sum().clamp(min=1) if config.rpn_mean else there.shape[0] * config.rpn_samples
-    return {"rpn_cls": _sum(classification, there) / divisor, "rpn_box": regression / divisor}
+    return there, {"rpn_cls": _sum(classification, there), "rpn_box": regression}
 
 
 class _RoIs(NamedTuple):
@@ -227,16 +252,18 @@ def _sample_rois(
     count: Tensor,  # [B]
     objects: _Objects,
     config: LossConfig,
-    generator: torch.Generator | None,
+    seeds: Tensor,  # [B]
 ) -> _RoIs:
+    keys = draw(seeds, _PROPOSALS, proposals.shape[1])
     there = torch.arange(proposals.shape[1], device=count.device) < count[:, None]
     if config.add_objects:
         proposals, there = torch.cat([proposals, objects.boxes], 1), torch.cat([there, objects.real], 1)
+        keys = torch.cat([keys, draw(seeds, _OBJECTS, objects.real.shape[1])], 1)
     matches = objects.match(
         proposals, config.roi_foreground, config.roi_foreground, favourites=False, crowd=config.crowd_threshold
     )
     positives = int(config.roi_samples * config.roi_positive)
-    index, foreground, there = sample(torch.where(there, matches, NEITHER), config.roi_samples, positives, generator)
+    index, foreground, there = sample(torch.where(there, matches, NEITHER), config.roi_samples, positives, keys)
     used = live_rows(there.sum(1), there.shape[1])
     index, foreground, there = index[:, :used], foreground[:, :used], there[:, :used]
     matched = matches.gather(1, index).clamp(min=0)
@@ -245,6 +272,7 @@ def _sample_rois(
 
 
 def _box_losses(model: MaskRCNN, pyramid: list[Tensor], rois: _RoIs, config: LossConfig) -> dict[str, Tensor]:
+    """Sums over the RoIs."""
     pooled = model.pool(pyramid, rois.boxes, rois.there.sum(1), model.config.box_head.resolution)  # [B, S, C, 7, 7]
     there, features, labels, boxes, truth, foreground = compact(
         rois.there, pooled, rois.labels, rois.boxes, rois.truth, rois.foreground
@@ -255,11 +283,11 @@ def _box_losses(model: MaskRCNN, pyramid: list[Tensor], rois: _RoIs, config: Los
     own = torch.zeros_like(labels) if model.config.box_head.class_agnostic else labels
     wanted = B.encode(truth, boxes, BOX_WEIGHTS)
     regression = _box_loss(_rows(deltas, own[:, None])[:, 0], wanted, foreground, config.roi_beta)
-    divisor = there.sum().clamp(min=1)
-    return {"cls": _sum(classification, there) / divisor, "box": regression / divisor}
+    return {"cls": _sum(classification, there), "box": regression}
 
 
 def _mask_loss(model: MaskRCNN, pyramid: list[Tensor], rois: _RoIs, targets: Targets, config: LossConfig) -> Tensor:
+    """The sum over the RoIs."""
     assert model.mask_head is not None
     assert model.config.mask_head is not None
     side = 2 * model.config.mask_head.resolution
@@ -284,7 +312,7 @@ def _mask_loss(model: MaskRCNN, pyramid: list[Tensor], rois: _RoIs, targets: Tar
     else:
         logits = _wide(model.mask_head(features, labels))  # [N, m, m]
         loss = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
-    return _sum(loss.mean((1, 2)), there) / there.sum().clamp(min=1)
+    return _sum(loss.mean((1, 2)), there)
 
 
 def _wide(x: Tensor) -> Tensor:
@@ -308,7 +336,7 @@ def _box_loss(deltas: Tensor, wanted: Tensor, foreground: Tensor, beta: float) -
     return F.smooth_l1_loss(deltas, wanted, reduction="sum", beta=beta)
 
 
-def _check(model: MaskRCNN, image: Tensor, targets: Targets) -> None:
+def _check(model: MaskRCNN, image: Tensor, targets: Targets, seeds: Tensor | None) -> None:
     batch, rows = len(image), targets.boxes.shape[1] if targets.boxes.dim() == 3 else 0
     wanted = {"boxes": (batch, max(rows, 1), 4), "labels": (batch, rows), "crowd": (batch, rows), "count": (batch,)}
     if targets.masks is not None:
@@ -316,5 +344,7 @@ def _check(model: MaskRCNN, image: Tensor, targets: Targets) -> None:
     for name, shape in wanted.items():
         if (found := tuple(getattr(targets, name).shape)) != shape:
             raise ValueError(f"targets.{name}: expected {list(shape)}, got {list(found)}")
+    if seeds is not None and (seeds.shape != (batch,) or seeds.dtype != torch.int64):
+        raise ValueError(f"seeds: expected int64 {[batch]}, got {seeds.dtype} {list(seeds.shape)}")
     if model.mask_head is not None and targets.masks is None and targets.polygons is None:
         raise ValueError("targets: expected masks or polygons for a model with a mask head, got neither")

@@ -7,9 +7,11 @@ from torch import Tensor
 
 from . import boxes as B
 
-__all__ = ["BACKGROUND", "NEITHER", "Sample", "match", "sample"]
+__all__ = ["BACKGROUND", "NEITHER", "Sample", "draw", "match", "sample"]
 
 BACKGROUND, NEITHER = -1, -2
+KEYS = 1 << 32  # of the random choice: how many there are
+_ALL = KEYS - 1  # bits of one
 
 
 def match(
@@ -65,21 +67,47 @@ class Sample(NamedTuple):
     there: Tensor
 
 
-def sample(matches: Tensor, total: int, positives: int, generator: torch.Generator | None) -> Sample:
+def draw(seeds: Tensor, first: int, rows: int) -> Tensor:
+    """Random keys for rows of pictures, by which to choose among them; int64 [B, rows] from 0 up to :data:`KEYS`.
+
+    A key is a function of its picture's seed and its row alone, the same on every device, whatever else is in the
+    batch. No two rows of a picture have the same.
+
+    Args:
+        seeds: int64 [B].
+        first: what the first row is counted from: rows of another kind have other numbers, and so other keys.
+        rows: how many.
+    """
+    seed = _mix(_mix(seeds & _ALL) ^ (seeds >> 32 & _ALL))[:, None]
+    row = torch.arange(first, first + rows, device=seeds.device)
+    return _mix(_mix(row + seed & _ALL) ^ seed)
+
+
+def _mix(x: Tensor) -> Tensor:
+    """A permutation of the numbers of 32 bits in which each bit depends on all others (Wellons' hash-prospector).
+
+    Its factors are below 2**31, so that no product leaves int64.
+    """
+    x = (x ^ (x >> 16)) * 0x21F0AAAD & _ALL
+    x = (x ^ (x >> 15)) * 0x735A2D97 & _ALL
+    return x ^ (x >> 15)
+
+
+def sample(matches: Tensor, total: int, positives: int, keys: Tensor) -> Sample:
     """At random ``positives`` boxes of the foreground or fewer, and of the background up to ``total`` in all.
 
-    Every box draws a key, and the largest keys win: no shape depends on how many there are of either.
+    The largest keys win: no shape depends on how many there are of either.
 
     Args:
         matches: int64 [B, N] of :func:`match`.
         total: S, cut to N.
         positives: no more than ``total``.
-        generator: on the device of the matches.
+        keys: [B, N] of :func:`draw`.
     """
     capacity = matches.shape[1]
-    key = torch.rand(matches.shape, generator=generator, device=matches.device)
-    best, index = torch.where(matches >= 0, key, -1.0).topk(min(positives, capacity), 1)
-    key = torch.where(matches == BACKGROUND, key, -1.0)
-    key = key.scatter(1, index, torch.where(best >= 0, best + 2, key.gather(1, index)))  # ahead of all background
-    best, index = key.topk(min(total, capacity), 1)
-    return Sample(index, best >= 1, best >= 0)
+    best, index = torch.where(matches >= 0, keys, -1).topk(min(positives, capacity), 1)
+    keys = torch.where(matches == BACKGROUND, keys, -1)
+    ahead = best + KEYS  # of all background
+    keys = keys.scatter(1, index, torch.where(best >= 0, ahead, keys.gather(1, index)))
+    best, index = keys.topk(min(total, capacity), 1)
+    return Sample(index, best >= KEYS, best >= 0)
