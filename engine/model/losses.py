@@ -18,13 +18,11 @@ from . import boxes as B
 from .heads import BOX_WEIGHTS
 from .mask_rcnn import MaskRCNN
 from .mask_targets import from_masks, from_polygons
-from .matching import NEITHER, draw, match, sample
+from .matching import ANCHORS, NEITHER, OBJECTS, PROPOSALS, draw, match, sample
 from .rpn import BOX_WEIGHTS as RPN_WEIGHTS
 from .trimming import compact, live_rows
 
 __all__ = ["LossConfig", "Targets", "losses"]
-
-_ANCHORS, _PROPOSALS, _OBJECTS = 0, 1 << 30, 2 << 30  # where rows of each kind begin, for :func:`draw`
 
 
 @dataclass(frozen=True)
@@ -218,7 +216,7 @@ def _rpn_losses(
         anchors, config.rpn_foreground, config.rpn_background, favourites=True, crowd=config.crowd_threshold
     )
     positives = int(config.rpn_samples * config.rpn_positive)
-    keys = draw(seeds, _ANCHORS, matches.shape[1])
+    keys = draw(seeds, ANCHORS, matches.shape[1])
     index, foreground, there = sample(matches, config.rpn_samples, positives, keys)  # [B, S]
     scores = _wide(logits.gather(1, index))
     classification = F.binary_cross_entropy_with_logits(scores, foreground.to(scores.dtype), reduction="none")
@@ -254,11 +252,11 @@ def _sample_rois(
     config: LossConfig,
     seeds: Tensor,  # [B]
 ) -> _RoIs:
-    keys = draw(seeds, _PROPOSALS, proposals.shape[1])
+    keys = draw(seeds, PROPOSALS, proposals.shape[1])
     there = torch.arange(proposals.shape[1], device=count.device) < count[:, None]
     if config.add_objects:
         proposals, there = torch.cat([proposals, objects.boxes], 1), torch.cat([there, objects.real], 1)
-        keys = torch.cat([keys, draw(seeds, _OBJECTS, objects.real.shape[1])], 1)
+        keys = torch.cat([keys, draw(seeds, OBJECTS, objects.real.shape[1])], 1)
     matches = objects.match(
         proposals, config.roi_foreground, config.roi_foreground, favourites=False, crowd=config.crowd_threshold
     )

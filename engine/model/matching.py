@@ -7,9 +7,10 @@ from torch import Tensor
 
 from . import boxes as B
 
-__all__ = ["BACKGROUND", "NEITHER", "Sample", "draw", "match", "sample"]
+__all__ = ["ANCHORS", "BACKGROUND", "NEITHER", "OBJECTS", "PROPOSALS", "Sample", "draw", "match", "sample"]
 
 BACKGROUND, NEITHER = -1, -2
+ANCHORS, PROPOSALS, OBJECTS = 0, 1 << 30, 2 << 30  # from where on :func:`draw` counts the rows of each
 KEYS = 1 << 32  # of the random choice: how many there are
 _ALL = KEYS - 1  # bits of one
 
@@ -75,7 +76,7 @@ def draw(seeds: Tensor, first: int, rows: int) -> Tensor:
 
     Args:
         seeds: int64 [B].
-        first: what the first row is counted from: rows of another kind have other numbers, and so other keys.
+        first: the number of the first row; rows of other kinds have other numbers, and so other keys.
         rows: how many.
     """
     seed = _mix(_mix(seeds & _ALL) ^ (seeds >> 32 & _ALL))[:, None]
