@@ -35,6 +35,8 @@ class TrainConfig:
         compile: compile the trunk and the pyramid; costs a minute, and again for each picture size.
         deterministic: bitwise the same run again, on a GPU too, where it costs speed.
         aspect_grouping: batches hold pictures that are all wide or all high.
+        polygons: masks to learn are drawn from polygons for each region, as Detectron2 does by default, rather than cut
+            from masks of pixels by RoIAlign.
         repeat_threshold: classes on fewer than this share of the pictures are shown more often; 0: none.
         log_every, evaluate_every, save_every: iterations between lines, evaluations and saved states; 0: at the end.
         samples: pictures of the validation set that are drawn at each evaluation.
@@ -64,6 +66,7 @@ class TrainConfig:
     compile: bool = False
     deterministic: bool = False
     aspect_grouping: bool = True
+    polygons: bool = False
     repeat_threshold: float = 0.0
     log_every: int = 20
     evaluate_every: int = 0
