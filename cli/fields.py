@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 
 __all__ = ["add_fields", "read_fields"]
 
+METAVARS = {int: "N", float: "X", str: "NAME"}
+
 Config = TypeVar("Config")
 
 
@@ -58,14 +60,14 @@ def _kind(hint: Any) -> dict[str, Any]:
         return {"choices": parts}
     if origin is tuple:
         many: dict[str, Any] = {"nargs": "*"} if parts[-1] is Ellipsis else {"nargs": len(parts)}
-        return {"type": parts[0], "metavar": "X", **many}
-    return {"type": hint, "metavar": {int: "N", float: "X", str: "NAME"}[hint]}
+        return {"type": parts[0], "metavar": METAVARS[parts[0]], **many}
+    return {"type": hint, "metavar": METAVARS[hint]}
 
 
 def _explained(config: type) -> dict[str, str]:
     """What a docstring's list of attributes says of each."""
     _, _, listed = (config.__doc__ or "").partition("Attributes:\n")
-    texts = {}
+    texts: dict[str, str] = {}
     for names, text in re.findall(r"^ {8}(\w[\w, ]*): (.*(?:\n {9,}.*)*)", listed, re.MULTILINE):
         texts |= dict.fromkeys(names.split(", "), text)
     return texts

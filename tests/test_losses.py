@@ -289,7 +289,9 @@ CONVENTIONS = {
     "torchvision": LossConfig.TORCHVISION,
     "Detectron2": LossConfig.DETECTRON2,
     "crowds ignored": LossConfig(),
-    "without the objects' boxes": replace(LossConfig.DETECTRON2, add_objects=False, crowd_threshold=0.3, roi_foreground=0.1),
+    "without the objects' boxes": replace(
+        LossConfig.DETECTRON2, add_objects=False, crowd_threshold=0.3, roi_foreground=0.1
+    ),
 }
 
 

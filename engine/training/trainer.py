@@ -25,10 +25,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from ..model.losses import LossConfig, losses
+from ..model.loss_config import LossConfig
+from ..model.losses import losses
 from ..model.mask_rcnn import MaskRCNN
-from .augment import Augment, AugmentConfig
-from .config import TrainConfig
+from .augment import Augment
+from .config import AugmentConfig, TrainConfig
 from .data import CocoDataset, read_json
 from .detection import detect
 from .distributed import Processes
@@ -206,7 +207,7 @@ class Trainer:
 
     def _update(self, batches: Iterator[Batch], stop: Stop) -> "_Reading":
         """One update of the weights, started but perhaps not done yet."""
-        config = self.config
+        config, device = self.config, self.processes.device
         rate = learning_rate(config, self.iteration)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -219,13 +220,22 @@ class Trainer:
             whole = part == config.accumulate - 1
             ddp = self.objective if isinstance(self.objective, DistributedDataParallel) and not whole else None
             with ddp.no_sync() if ddp else nullcontext():
-                terms = self.objective(batch.to(self.processes.device), self.iteration * config.accumulate + part)
+                seeds = self._seeds(self.iteration * config.accumulate + part, len(batch.image))
+                terms = self.objective(
+                    batch.to(self.processes.device), seeds.to(self.processes.device, non_blocking=True)
+                )
                 self.scaler.scale(terms.sum() / config.accumulate).backward()
             sums.append(terms.detach())
         norm = self._step()
         asked = torch.full_like(norm, float(bool(stop)))
         values = self.processes.average(torch.cat([torch.stack(sums).mean(0), torch.stack([norm, asked])]))
         return _Reading.of(values, self.iteration, paths, stop)
+
+    def _seeds(self, number: int, pictures: int) -> Tensor:
+        """What is sampled in each picture of this process's part of a batch, the first batch being 0; int64 [B]."""
+        first = (number * self.processes.count + self.processes.rank) * pictures
+        seeds = (self.config.seed << 32) + first + torch.arange(pictures)
+        return seeds.pin_memory() if self.processes.device.type == "cuda" else seeds
 
     def _step(self) -> Tensor:
         """Let the optimiser update the weights where the gradient is finite; the norm of the gradient."""
@@ -369,12 +379,20 @@ class _Objective(nn.Module):
         self.loss = loss
         self.processes = processes
 
-    def forward(self, batch: Batch, iteration: int) -> Tensor:
+    def forward(self, batch: Batch, seeds: Tensor) -> Tensor:
         config, device = self.config, batch.image.device
         image = batch.image if config.channels_last else batch.image.contiguous()
         dtype = getattr(torch, config.precision)
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            terms = losses(self.model, image, batch.image_sizes, batch.targets, self.loss)
+            terms = losses(
+                self.model,
+                image,
+                batch.image_sizes,
+                batch.targets,
+                self.loss,
+                seeds=seeds,
+                average=self.processes.average,
+            )
         return torch.stack([terms[name] for name in TERMS if name in terms])
 
 
