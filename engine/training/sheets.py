@@ -88,7 +88,7 @@ class _Annotated:
     """A picture's annotations as :func:`draw` takes them; an object without a mask has an empty crop."""
 
     size: tuple[int, int]
-    boxes: NDArray[np.float64]
+    boxes: NDArray[np.float32]
     labels: NDArray[np.int64]
     names: list[str]
     crops: list[tuple[NDArray[np.bool_], int, int]]
@@ -113,7 +113,7 @@ def _tile(path: Path, entry: dict[str, Any], annotations: list[dict[str, Any]], 
     except (ValueError, OSError):
         return Image.new("RGB", TILE, (60, 30, 30))
     size: tuple[int, int] = picture.shape[:2]
-    boxes, crops = np.zeros((len(annotations), 4)), []
+    boxes, crops = np.zeros((len(annotations), 4), np.float32), []
     for n, annotation in enumerate(annotations):
         try:
             crops.append(crop_of_runs(runs_of(annotation.get("segmentation"), size), size[0]))
