@@ -99,11 +99,11 @@ def test_a_picture_is_learned_by_heart() -> None:
     targets = Targets(boxes[None], labels, crowd, torch.tensor([3]), masks[None].byte())
 
     torch.manual_seed(0)
-    model = MaskRCNN(SMALL).train()
-    optimizer = torch.optim.AdamW(model.parameters())
-    steps = 160
+    model = MaskRCNN(replace(SMALL, pool=replace(SMALL.pool, aligned=True))).train()
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    steps = 250
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
-    config = replace(LossConfig.TORCHVISION, pre_nms=100, post_nms=60, roi_samples=48)
+    config = replace(LossConfig.DETECTRON2, pre_nms=100, post_nms=60, roi_samples=48)
     for step in range(steps):
         terms = losses(model, image, SIZE, targets, config, seeds=torch.tensor([step]))
         optimizer.zero_grad()
@@ -114,7 +114,7 @@ def test_a_picture_is_learned_by_heart() -> None:
     with torch.no_grad():
         found = model.eval()(image, SIZE, SIZE)
     n = int(found.count)
-    drawn = paste_masks(found.mask_logits[0, :n].sigmoid(), found.boxes[0, :n], (96, 128), rule=PasteRule.TORCHVISION)
+    drawn = paste_masks(found.mask_logits[0, :n].sigmoid(), found.boxes[0, :n], (96, 128), rule=PasteRule.DETECTRON2)
     scored = zip(drawn, found.labels[0, :n].tolist(), found.scores[0, :n].tolist(), strict=True)
     detections = [{**_entry(mask, label), "score": score} for mask, label, score in scored]
     truth = {
