@@ -19,13 +19,13 @@ from trimask.cli import main
 SETS = ("pennfudan", "coco_open")
 OPTIONS = """
     --preset mobilenet --activation relu
-    --iterations 2400 --batch 4 --workers 1 --precision bfloat16
+    --iterations 1800 --batch 4 --workers 1 --precision bfloat16
     --optimizer adamw --learning-rate 3e-4 --reference-batch 4 --weight-decay 0.05 --clip-norm 5 --ema 0.998
     --warmup 100 --schedule cosine
-    --augment-min-sizes 256 288 320 352 --augment-max-size 512
+    --augment-min-sizes 240 272 304 336 --augment-max-size 512
     --augment-crop 0.5 --augment-crop-range 0.4 1.0 --augment-copy-paste 0.3 --augment-color 0.5 --augment-grey 0.1
-    --loss-roi-samples 256 --loss-pre-nms 1000 --loss-post-nms 500
-    --save-every 100 --evaluate-every 800
+    --loss-roi-samples 128 --loss-pre-nms 1000 --loss-post-nms 500
+    --save-every 100 --evaluate-every 600
 """
 
 

@@ -219,9 +219,7 @@ class Trainer:
             ddp = self.objective if isinstance(self.objective, DistributedDataParallel) and not whole else None
             with ddp.no_sync() if ddp else nullcontext():
                 seeds = self._seeds(self.iteration * config.accumulate + part, len(batch.image))
-                terms = self.objective(
-                    batch.to(self.processes.device), seeds.to(self.processes.device, non_blocking=True)
-                )
+                terms = self.objective(batch.to(device), seeds.to(device, non_blocking=True))
                 self.scaler.scale(terms.sum() / config.accumulate).backward()
             sums.append(terms.detach())
         norm = self._step()
