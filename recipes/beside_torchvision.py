@@ -53,7 +53,7 @@ def ours(begun: Start, data: CocoDataset, config: TrainConfig, out: Path) -> Mas
 
 
 def theirs(begun: Start, data: CocoDataset, config: TrainConfig, out: Path) -> MaskRCNN:
-    twin = torchvision_twin(torchvision, begun.model, begun.model.config).train().requires_grad_(True)
+    twin: Any = torchvision_twin(torchvision, begun.model, begun.model.config).train().requires_grad_(True)
     twin.transform._skip_resize = True
     optimizer = make_optimizer(twin, config)
     batches = loader(data, Augment(AUGMENT, begun.model.config.input), batch_size=config.batch, seed=config.seed)

@@ -25,8 +25,7 @@ class Stop:
             return  # a process that reads pictures inherited this; it ends when the run does
         if self.reason and number == signal.SIGINT:
             raise KeyboardInterrupt
-        else:
-            self.reason = signal.Signals(number).name
+        self.reason = signal.Signals(number).name
 
 
 @contextmanager
