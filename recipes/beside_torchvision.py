@@ -36,7 +36,7 @@ from trimask.engine.training.starting import Start, start
 from trimask.engine.training.trainer import Trainer
 
 CONFIG = TrainConfig(
-    iterations=200, batch=2, workers=0, optimizer="adamw", learning_rate=3e-4, reference_batch=2, weight_decay=0.05,
+    iterations=80, batch=2, workers=0, optimizer="adamw", learning_rate=3e-4, reference_batch=2, weight_decay=0.05,
     warmup=20, schedule="cosine", save_every=0, samples=0,
 )  # fmt: skip
 AUGMENT = AugmentConfig(flip=0.5)
