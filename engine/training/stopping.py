@@ -21,13 +21,11 @@ class Stop:
         return bool(self.reason)
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._process:  # a process that reads pictures; it inherited this
-            if number == signal.SIGTERM:
-                os._exit(128 + number)
-        elif self.reason and number == signal.SIGINT:
+        if os.getpid() != self._process:
+            return  # a process that reads pictures inherited this; it ends when the run does
+        if self.reason and number == signal.SIGINT:
             raise KeyboardInterrupt
-        else:
-            self.reason = signal.Signals(number).name
+        self.reason = signal.Signals(number).name
 
 
 @contextmanager

@@ -79,8 +79,7 @@ class Trainer:
         processes: this one among all.
         predictor: makes of a model what predicts with it, as ``lambda model: Predictor(model).predict``.
         resume: go on with the run in the folder, or begin one where there is none.
-        watch: called after each update with the number of updates so far and the line of the metrics that was written,
-            if one was.
+        watch: called with the number of updates so far: after each with None, and with every line of the metrics.
 
     Raises:
         ValueError: arguments that do not fit each other, or the run in the folder.
@@ -162,7 +161,6 @@ class Trainer:
         batches = self._batches()
         self._since = time.perf_counter(), self.iteration
         while self.iteration < config.iterations:
-            line = None
             self._late.append(self._update(batches, stop))
             self.iteration += 1
             last = self.iteration == config.iterations
@@ -175,15 +173,15 @@ class Trainer:
             while len(self._late) > late:
                 reason = self._look(self._late.popleft()) or reason
             if due[0]:
-                line = self._log(self._measured())
+                self._log(self._measured())
             if due[1] and self.validation is not None:
-                line = self._log(self._evaluate())
+                self._log(self._evaluate())
                 if config.patience and self._without_better >= config.patience:
                     reason = reason or f"no better for {config.patience} evaluations"
             if due[1] or due[2] or reason:
                 self._save()
                 self._since = time.perf_counter(), self.iteration
-            self.watch(self.iteration, line)
+            self.watch(self.iteration, None)
             if reason:
                 return reason
         return "finished"
@@ -221,9 +219,7 @@ class Trainer:
             ddp = self.objective if isinstance(self.objective, DistributedDataParallel) and not whole else None
             with ddp.no_sync() if ddp else nullcontext():
                 seeds = self._seeds(self.iteration * config.accumulate + part, len(batch.image))
-                terms = self.objective(
-                    batch.to(self.processes.device), seeds.to(self.processes.device, non_blocking=True)
-                )
+                terms = self.objective(batch.to(device), seeds.to(device, non_blocking=True))
                 self.scaler.scale(terms.sum() / config.accumulate).backward()
             sums.append(terms.detach())
         norm = self._step()
@@ -314,10 +310,10 @@ class Trainer:
         self._window, self._since = _Window(), (time.perf_counter(), self.iteration)
         return line
 
-    def _log(self, line: Line) -> Line:
+    def _log(self, line: Line) -> None:
         if self.processes.first:
             self.reporter.log(line)
-        return line
+        self.watch(self.iteration, line)
 
     def _sync_average(self) -> None:
         if not self.config.ema:
