@@ -35,7 +35,7 @@ def add(verbs: Verbs) -> None:
         run,
         "train a model on pictures of your own",
         "Writes config.json, metrics.jsonl, curves.png, samples/, best.safetensors and last.safetensors into the\n"
-        "folder of the run. An interrupted run goes on with the same command and --resume.\n\n"
+        "folder of the run. An interrupted run ends with status 130 and goes on with the same command and --resume.\n\n"
         "examples:\n"
         "  trimask train --train train.json --val val.json --images photos/ --weights people --out runs/mine\n"
         "  torchrun --nproc-per-node 4 -m trimask train --train train.json --images photos/ --out runs/mine ...",
@@ -138,7 +138,7 @@ def run(options: argparse.Namespace) -> int:
             outcome = trainer.run()
         if group.first:
             _print(outcome, options.out)
-    return 0
+    return 130 if outcome.interrupted else 0
 
 
 def _changes(options: argparse.Namespace) -> list[tuple[str, Any]]:

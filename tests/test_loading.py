@@ -1,6 +1,7 @@
 """The loader: the same batches however they are made, and what happens when something breaks."""
 
 import itertools
+import multiprocessing
 import os
 import signal
 import warnings
@@ -223,6 +224,20 @@ def test_a_dead_worker_is_reported(dataset: CocoDataset) -> None:
     dying = Dying(dataset.annotations, dataset.records[0].path.parent)
     with pytest.raises(RuntimeError, match=r"worker process of the loader died before iteration 5: .*(killed|exited)"):
         take(1, dying, AUGMENT, batch_size=2, workers=1, context="fork", start_iteration=5)
+
+
+def test_signals_leave_workers_alone(dataset: CocoDataset) -> None:
+    """They go to the whole group of processes, and the one that trains saves its state first."""
+    stream = loader(dataset, AUGMENT, batch_size=2, workers=1, context="fork")
+    next(stream)
+    (worker,) = multiprocessing.active_children()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        os.kill(int(worker.pid or 0), number)
+    for _ in range(5):  # more than are read ahead
+        next(stream)
+    assert worker.is_alive()
+    stream.close()  # type: ignore[attr-defined]
+    assert not worker.is_alive()
 
 
 def test_boxes_alone_have_no_masks(dataset: CocoDataset) -> None:

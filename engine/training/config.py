@@ -1,6 +1,7 @@
 """What a training run does, as frozen values; they are stored beside the weights. Needs no torch."""
 
 import dataclasses
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -41,7 +42,7 @@ class TrainConfig:
         log_every, evaluate_every, save_every: iterations between lines, evaluations and saved states; 0: at the end.
         samples: pictures of the validation set that are drawn at each evaluation.
         patience: stop after this many evaluations without a better one; 0: never.
-        best: the figure that decides which weights are the best.
+        best: the figure that decides which weights are the best; boxes' instead of masks' where there are none.
     """
 
     iterations: int = 1000
@@ -87,6 +88,9 @@ class TrainConfig:
             check(getattr(self, name) >= 0, name, "at least 0")
         for name in ("momentum", "ema"):
             check(0 <= getattr(self, name) < 1, name, "a number from 0 up to, without, 1")
+        check(0 <= self.seed < 2**31, "seed", "a number from 0 up to, without, 2**31")
+        figures = r"(bbox|segm)_(AP(50|75|s|m|l)?|AR(1|10|100|s|m|l))"
+        check(re.fullmatch(figures, self.best) is not None, "best", "an evaluation's figure such as segm_AP")
         check(self.batch % self.accumulate == 0, "batch", f"a multiple of accumulate, {self.accumulate}")
         check(all(0 < step < 1 for step in self.steps), "steps", "shares of the iterations, between 0 and 1")
         for name, kinds in (

@@ -1,7 +1,7 @@
 """The processes of a run: one alone, or those that ``torchrun`` starts."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -33,13 +33,11 @@ class Processes:
             x /= self.count
         return x
 
-    def any(self, flag: bool) -> bool:
-        """Whether a flag is set anywhere: all processes go on alike."""
-        if self.count == 1:
-            return flag
-        x = torch.tensor(float(flag), device=self.device)
-        dist.all_reduce(x)
-        return bool(x.item())
+    def share(self, tensors: Iterable[Tensor]) -> None:
+        """Give all processes the values of the first."""
+        if self.count > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, 0)
 
     def gather(self, value: Any) -> list[Any]:
         """Each process's value, in the order of the ranks, for every one of them."""

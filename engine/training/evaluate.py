@@ -25,7 +25,18 @@ from numpy.typing import NDArray
 
 from .data import read_json
 
-__all__ = ["BACKENDS", "KINDS", "TITLES", "Curve", "Entry", "Evaluation", "Matches", "evaluate", "read_results"]
+__all__ = [
+    "BACKENDS",
+    "KINDS",
+    "TITLES",
+    "Curve",
+    "Entry",
+    "Evaluation",
+    "Matches",
+    "evaluate",
+    "read_results",
+    "tools",
+]
 
 Entry = dict[str, Any]  # an annotation, a detection or an image of a COCO file
 Floats = NDArray[np.float64]
@@ -155,7 +166,7 @@ def evaluate(
         raise ValueError(f"kinds: expected bbox, segm or both, got {kinds}")
     if max_detections < 1:
         raise ValueError(f"max_detections: expected at least 1, got {max_detections}")
-    coco, evaluator, masks = _tools(backend)
+    coco, evaluator, masks = tools(backend)
     content = read_json(Path(ground_truth)) if isinstance(ground_truth, (str, Path)) else ground_truth
     found = read_results(detections) if isinstance(detections, (str, Path)) else list(detections)
 
@@ -216,8 +227,8 @@ def read_results(path: Path | str) -> list[Entry]:
     return found
 
 
-def _tools(backend: str) -> tuple[Any, Any, Any]:
-    """The classes COCO and COCOeval and the module of mask functions."""
+def tools(backend: str = "pycocotools") -> tuple[Any, Any, Any]:
+    """The classes COCO and COCOeval and the module of mask functions; an ImportError says what to install."""
     try:
         if backend == "pycocotools":
             from pycocotools import mask

@@ -7,6 +7,7 @@ So a worker makes whole batches, and all that it is told is the iteration.
 
 import itertools
 import math
+import signal
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -133,6 +134,7 @@ def _iterate(
         num_workers=workers,
         collate_fn=_as_it_is,
         pin_memory=pin_memory,
+        worker_init_fn=_without_signals,
         multiprocessing_context=context if workers else None,
         generator=torch.Generator(),  # else it draws from torch's own, which training shares
     )
@@ -152,6 +154,12 @@ def _iterate(
             f"a worker process of the loader died before iteration {iteration}: {error}; if memory ran out, fewer "
             "workers, a smaller batch or more shared memory (/dev/shm) help"
         ) from error
+
+
+def _without_signals(worker: int) -> None:
+    """Ctrl-C, or a SIGTERM to the group of processes, is for the one that trains, which ends its workers."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _as_it_is(item: Any) -> Any:

@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..model.backbone import MobileNetV2
 from ..model.mask_rcnn import MaskRCNN
@@ -23,7 +23,11 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
     groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=0.0, betas=(config.momentum, 0.999), fused=True)
-    return torch.optim.SGD(groups, lr=0.0, momentum=config.momentum, fused=True)
+    sgd = torch.optim.SGD(groups, lr=0.0, momentum=config.momentum, fused=True)
+    if config.momentum:  # else torch leaves them as memory happens to be where the first update is skipped
+        for p in (*matrices, *vectors):
+            sgd.state[p]["momentum_buffer"] = torch.zeros_like(p)
+    return sgd
 
 
 def learning_rate(config: TrainConfig, iteration: int) -> float:
@@ -81,19 +85,14 @@ class MovingAverage:
 
     def update(self, model: MaskRCNN, iteration: int) -> None:
         """Take in the weights after the update ``iteration``, the first being 0."""
-        self._move(model, 1 - min(self.decay, (1 + iteration) / (10 + iteration)))
+        pairs = list(zip(self.model.state_dict().values(), model.state_dict().values(), strict=True))
+        floats = [pair for pair in pairs if pair[0].is_floating_point()]
+        share = 1 - min(self.decay, (1 + iteration) / (10 + iteration))
+        torch._foreach_lerp_([ours for ours, _ in floats], [theirs for _, theirs in floats], share)
+        for ours, theirs in pairs:
+            if not ours.is_floating_point():  # counters of the norms
+                ours.copy_(theirs)
 
     def copy(self, model: MaskRCNN) -> None:
         """Take the weights as they are."""
-        self._move(model, 1.0)
-
-    @torch.no_grad()
-    def _move(self, model: MaskRCNN, share: float) -> None:
-        torch._foreach_lerp_(_floats(self.model), _floats(model), share)
-        for ours, theirs in zip(self.model.buffers(), model.buffers(), strict=True):
-            if not ours.is_floating_point():
-                ours.copy_(theirs)
-
-
-def _floats(model: nn.Module) -> list[Tensor]:
-    return [tensor for tensor in model.state_dict().values() if tensor.is_floating_point()]
+        self.model.load_state_dict(model.state_dict())

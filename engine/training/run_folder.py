@@ -49,8 +49,10 @@ class RunFolder:
             raise FileExistsError(f"{path}: expected a folder without a run, found one; resume it or name another")
 
     def open(self) -> None:
-        """Make the folder, and cut what the state does not know off the metrics."""
+        """Make the folder, or tidy it after a crash: only what the state knows stays in the metrics."""
         self.path.mkdir(parents=True, exist_ok=True)
+        for part in self.path.glob(".*.part"):  # of files that were being written
+            part.unlink()
         self._write_text(self.path / "config.json", json.dumps(self._config, indent=1))
         self._write_text(self._metrics, "".join(map(_text, self.lines)))
 
@@ -84,9 +86,9 @@ class RunFolder:
             self.state = torch.load(self._state, map_location="cpu", weights_only=True)
         except Exception as error:
             raise ValueError(f"{self._state}: expected the state of a run, got a broken file ({error})") from error
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):  # a last line that was being written
             for text in self._metrics.read_text().splitlines():
-                line = json.loads(text) if text.endswith("}") else {"iteration": float("inf")}  # cut off in writing
+                line = json.loads(text)
                 if line["iteration"] <= self.state["iteration"]:
                     self.lines.append(line)
 

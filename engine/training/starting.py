@@ -9,9 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..model import presets
-from ..model.checkpoints import load_model, locate
-from ..model.checkpoints.options import Options
-from ..model.checkpoints.trunk import load_trunk
+from ..model.checkpoints import Options, Trunk, load_model_or_trunk
 from ..model.config import MaskRCNNConfig, MobileNetV2Config
 from ..model.mask_rcnn import MaskRCNN
 
@@ -25,7 +23,8 @@ class Start:
     Attributes:
         model: in training mode, on the CPU.
         source: what was read.
-        reused: names of the tensors that came from there, whole or by rows.
+        reused: names of the tensors that came from there.
+        partial: names of those of which only rows did, each of a class or of the background.
         fresh: names of the tensors that begin at random.
         unused: names in the file that have no place here.
         notes: lines to print.
@@ -34,6 +33,7 @@ class Start:
     model: MaskRCNN
     source: str
     reused: tuple[str, ...]
+    partial: tuple[str, ...]
     fresh: tuple[str, ...]
     unused: tuple[str, ...]
     notes: tuple[str, ...]
@@ -71,19 +71,17 @@ def start(
     unused: tuple[str, ...] = ()
     base = config
     if weights is not None:
-        path = locate(weights)
-        trunk = load_trunk(path)
-        if trunk is not None:
-            source, state, unused = f"the trunk of {path.name}", trunk.state, trunk.unused
-            mobile = isinstance(trunk.config, MobileNetV2Config)
+        found = load_model_or_trunk(weights, **vars(options))
+        if isinstance(found, Trunk):
+            source, state, unused = f"the trunk of {Path(weights).name}", found.state, found.unused
+            mobile = isinstance(found.config, MobileNetV2Config)
             base = base or (presets.mobilenet if mobile else presets.torchvision_v1)(names, ids)
-            base = replace(base, backbone=trunk.config)
+            base = replace(base, backbone=found.config)
         else:
-            read = {k: v for k, v in vars(options).items() if v is not None and k not in ("classes", "category_ids")}
-            found = load_model(weights, **read)
             source, state, old_classes = str(weights), found.state_dict(), found.config.class_names
             base = base or found.config
-    base = options.apply(base or presets.torchvision_v1(names, ids))
+    here = replace(options, classes=None, category_ids=None)  # these are about the checkpoint
+    base = here.apply(base or presets.torchvision_v1(names, ids))
     base = replace(base, class_names=names, category_ids=ids)
     for name, value in changes:
         base = base.with_value(name, value)
@@ -120,6 +118,7 @@ def _filled(
 ) -> Start:
     own = model.state_dict()
     reused: list[str] = []
+    partial: list[str] = []
     fresh: list[str] = []
     notes = [f"starting from {source}"]
     classes = model.config.class_names
@@ -128,38 +127,42 @@ def _filled(
         found = state.get(name)
         if found is None:
             fresh.append(name)
-        elif (per_class := _rows_per_class(name, model)) and old_classes != model.config.class_names:
-            # Rows of classes known by name, and of the background, which is the last one.
-            with torch.no_grad():
-                for new, old in rows.items():
-                    tensor[new * per_class : (new + 1) * per_class] = found[old * per_class : (old + 1) * per_class]
-                if name.startswith("box_head.classes"):
-                    tensor[-1] = found[-1]
-            (reused if rows else fresh).append(name)
-        elif found.shape == tensor.shape:
+            continue
+        per_class, background = _rows(name, model) if old_classes != classes else (0, 0)
+        expected = (per_class * len(old_classes) + background, *tensor.shape[1:]) if per_class else tensor.shape
+        if found.shape != expected:
+            fresh.append(name)
+            notes.append(f"{name}: {list(found.shape)} there, {list(tensor.shape)} here; begins at random")
+        elif not per_class:
             tensor.copy_(found)
             reused.append(name)
         else:
-            fresh.append(name)
-            notes.append(f"{name}: {list(found.shape)} there, {list(tensor.shape)} here; begins at random")
+            for new, old in rows.items():
+                tensor[new * per_class : (new + 1) * per_class] = found[old * per_class : (old + 1) * per_class]
+            if background:
+                tensor[-1] = found[-1]
+            (partial if rows or background else fresh).append(name)
     model.load_state_dict(own)
     left = tuple(name for name in state if name not in own)
-    if old_classes and old_classes != model.config.class_names:
-        kept = [model.config.class_names[label] for label in rows]
-        added = [name for name in model.config.class_names if name not in kept]
+    if old_classes and old_classes != classes:
+        kept = [classes[label] for label in rows]
+        added = [name for name in classes if name not in kept]
         notes.append(f"classes kept: {', '.join(kept) or 'none'}; new: {', '.join(added) or 'none'}")
     groups = sorted({name.split(".")[0] for name in fresh})
-    notes.append(f"{len(reused)} tensors reused, {len(fresh)} begin at random: {', '.join(groups)}")
-    return Start(model, source, tuple(reused), tuple(fresh), (*unused, *left), tuple(notes))
+    counts = [f"{len(reused)} tensors reused"]
+    counts += [f"{len(partial)} by rows"] if partial else []
+    counts += [f"{len(fresh)} begin at random: {', '.join(groups)}"] if fresh else []
+    notes.append(", ".join(counts))
+    return Start(model, source, tuple(reused), tuple(partial), tuple(fresh), (*unused, *left), tuple(notes))
 
 
-def _rows_per_class(name: str, model: MaskRCNN) -> int:
-    """How many rows each class has in a tensor; 0 where it is not about classes."""
+def _rows(name: str, model: MaskRCNN) -> tuple[int, int]:
+    """How many rows each class has in a tensor, 0 where it is not about classes; and the background after them."""
     config = model.config
     if name.startswith("box_head.classes."):
-        return 1
-    if name.startswith("box_head.deltas."):
-        return 0 if config.box_head.class_agnostic else 4
-    if name.startswith("mask_head.logits.") and config.mask_head:
-        return 0 if config.mask_head.class_agnostic else 1
-    return 0
+        return 1, 1
+    if name.startswith("box_head.deltas.") and not config.box_head.class_agnostic:
+        return 4, 0
+    if name.startswith("mask_head.logits.") and config.mask_head and not config.mask_head.class_agnostic:
+        return 1, int(config.mask_head.softmax)
+    return 0, 0

@@ -1,6 +1,5 @@
 """A request to stop, by a signal, that a training run heeds between two updates."""
 
-import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -15,14 +14,11 @@ class Stop:
 
     def __init__(self) -> None:
         self.reason = ""
-        self._process = os.getpid()
 
     def __bool__(self) -> bool:
         return bool(self.reason)
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._process:
-            return  # a process that reads pictures inherited this; it ends when the run does
         if self.reason and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.reason = signal.Signals(number).name

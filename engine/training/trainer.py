@@ -33,7 +33,7 @@ from .config import AugmentConfig, TrainConfig
 from .data import CocoDataset, read_json
 from .detection import detect
 from .distributed import Processes
-from .evaluate import evaluate
+from .evaluate import evaluate, tools
 from .loading import Batch, loader
 from .optimizing import MovingAverage, freeze, learning_rate, make_optimizer, training_mode
 from .reporting import Reporter
@@ -55,13 +55,15 @@ class Outcome:
     """How a run ended.
 
     Attributes:
-        reason: "finished", "no better for ... evaluations", or the signal that stopped it.
+        reason: "finished", "no better for ... evaluations", or the signal that interrupted it.
+        interrupted: there was more to do.
         iteration: updates that were made.
         summary: the last evaluation's figures, empty where there was none.
         best: the best value of the figure that decides, and its iteration; None without an evaluation.
     """
 
     reason: str
+    interrupted: bool
     iteration: int
     summary: dict[str, float]
     best: tuple[float, int] | None
@@ -107,7 +109,7 @@ class Trainer:
         self.processes = processes
         self.predictor = predictor
         self.watch = watch
-        _check(start.model, data, config, processes)
+        _check(start.model, data, validation, config, processes)
         self.augment = Augment(augment, start.model.config.input)
         self.folder = RunFolder(Path(out), _description(start, data, validation, config, augment, loss), resume)
 
@@ -154,13 +156,14 @@ class Trainer:
         self._sync_average()
         if self.processes.first:
             self.reporter.close()
-        return Outcome(reason, self.iteration, self._summary, self._best)
+        return Outcome(reason, not self._end(), self.iteration, self._summary, self._best)
 
     def _train(self, stop: Stop) -> str:
         config = self.config
         batches = self._batches()
+        training_mode(self.model)
         self._since = time.perf_counter(), self.iteration
-        while self.iteration < config.iterations:
+        while not self._end():
             self._late.append(self._update(batches, stop))
             self.iteration += 1
             last = self.iteration == config.iterations
@@ -169,22 +172,28 @@ class Trainer:
                 for every in (config.log_every, config.evaluate_every, config.save_every)
             ]
             late = LATE if self.processes.device.type == "cuda" and not any(due) else 0
-            reason = ""
-            while len(self._late) > late:
-                reason = self._look(self._late.popleft()) or reason
+            stopped = ""
+            while len(self._late) > (0 if stopped else late):
+                stopped = self._look(self._late.popleft()) or stopped
             if due[0]:
                 self._log(self._measured())
             if due[1] and self.validation is not None:
                 self._log(self._evaluate())
-                if config.patience and self._without_better >= config.patience:
-                    reason = reason or f"no better for {config.patience} evaluations"
-            if due[1] or due[2] or reason:
+            if due[1] or due[2] or stopped:
                 self._save()
                 self._since = time.perf_counter(), self.iteration
             self.watch(self.iteration, None)
-            if reason:
-                return reason
-        return "finished"
+            if stopped:
+                return self._end() or stopped
+        return self._end()
+
+    def _end(self) -> str:
+        """Why nothing is left to do; empty while something is."""
+        if self.iteration >= self.config.iterations:
+            return "finished"
+        if self.config.patience and self._without_better >= self.config.patience:
+            return f"no better for {self.config.patience} evaluations"
+        return ""
 
     def _batches(self) -> Iterator[Batch]:
         config = self.config
@@ -209,7 +218,6 @@ class Trainer:
         rate = learning_rate(config, self.iteration)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        training_mode(self.model)
         sums: list[Tensor] = []
         paths: list[str] = []
         for part in range(config.accumulate):
@@ -270,6 +278,7 @@ class Trainer:
         assert self.validation is not None
         self._sync_average()
         model = self.average.model
+        self.processes.share(model.buffers())  # live norms saw other pictures in each process
         predict = self.predictor(model)
         mine = self.validation.records[self.processes.rank :: self.processes.count]
         found = {record.image_id: entries for record, entries in zip(mine, detect(predict, mine), strict=True)}
@@ -286,7 +295,8 @@ class Trainer:
             )
             summary = {name: value for name, value in evaluation.summary.items() if not math.isnan(value)}
         self._summary = summary = self.processes.gather(summary)[0]
-        figure = summary.get(self.config.best, summary.get("bbox_AP", 0.0))
+        best = self.config.best if model.mask_head is not None else self.config.best.replace("segm", "bbox")
+        figure = summary.get(best, 0.0)
         if self._best is None or figure > self._best[0]:
             self._best, self._without_better = (figure, self.iteration), 0
             if self.processes.first:
@@ -417,9 +427,20 @@ class _Reading(NamedTuple):
         return self.values.tolist()
 
 
-def _check(model: MaskRCNN, data: CocoDataset, config: TrainConfig, processes: Processes) -> None:
-    if model.config.class_names != data.class_names:
-        raise ValueError(f"data: expected the model's classes, {model.config.class_names}, got {data.class_names}")
+def _check(
+    model: MaskRCNN,
+    data: CocoDataset,
+    validation: CocoDataset | None,
+    config: TrainConfig,
+    processes: Processes,
+) -> None:
+    for name, dataset in (("data", data), ("validation", validation)):
+        if dataset is not None and dataset.class_names != model.config.class_names:
+            raise ValueError(
+                f"{name}: expected the model's classes, {model.config.class_names}, got {dataset.class_names}"
+            )
+    if validation is not None:
+        tools()  # now, rather than after hours
     if data.boxes_only != (model.mask_head is None):
         raise ValueError("data: expected masks for a model with a mask head, and boxes only for one without")
     if config.batch % (config.accumulate * processes.count):

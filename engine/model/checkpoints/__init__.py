@@ -26,18 +26,21 @@ from .mmdet import MMDET
 from .native import save
 from .options import Options
 from .published import PUBLISHED, Published, find
-from .reading import read
+from .reading import Contents, read
 from .torchvision import TORCHVISION
+from .trunk import Trunk, trunk_of
 
 __all__ = [
     "PUBLISHED",
     "Options",
     "Published",
     "Report",
+    "Trunk",
     "cache_dir",
     "convert",
     "inspect",
     "load_model",
+    "load_model_or_trunk",
     "locate",
     "save",
 ]
@@ -91,6 +94,15 @@ def load_model(path: str | Path, **options: Any) -> MaskRCNN:
     return _open(path, options, hashed=False)[0]
 
 
+def load_model_or_trunk(path: str | Path, **options: Any) -> MaskRCNN | Trunk:
+    """As :func:`load_model`, but of an ImageNet classifier the trunk, which has no use for the options."""
+    given, file = Options.of(options), locate(path)
+    contents = read(file)
+    with native.naming(file):
+        trunk = trunk_of(contents)
+    return trunk or _built(file, contents, given, hashed=False)[0]
+
+
 def inspect(path: str | Path, **options: Any) -> Report:
     """What :func:`load_model` would load, without keeping it."""
     return _open(path, options)[1]
@@ -129,10 +141,12 @@ def locate(name: str | Path) -> Path:
 
 
 def _open(name: str | Path, given: dict[str, Any], hashed: bool = True) -> tuple[MaskRCNN, Report]:
-    options = Options.of(given)
-    path = locate(name)
+    options, path = Options.of(given), locate(name)
+    return _built(path, read(path), options, hashed)
+
+
+def _built(path: Path, contents: Contents, options: Options, hashed: bool) -> tuple[MaskRCNN, Report]:
     notes: list[str]
-    contents = read(path)
     with native.naming(path):
         about = native.header(contents)
         if about is not None:

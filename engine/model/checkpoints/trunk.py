@@ -3,7 +3,6 @@
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from torch import Tensor
 
@@ -12,10 +11,10 @@ from ..config import MobileNetV2Config, ResNetConfig
 from .architecture import Shapes, infer_resnet
 from .family import COUNTERS
 from .mapping import KeyMap, Rule, conv_norm, differences, mobilenet_rules, resnet_rules
-from .native import naming, without_init
-from .reading import read
+from .native import without_init
+from .reading import Contents
 
-__all__ = ["Trunk", "load_trunk"]
+__all__ = ["Trunk", "trunk_of"]
 
 # timm counts MobileNetV2's blocks within stages; the paper, torchvision and we count them through.
 TIMM_STAGES = (1, 2, 3, 4, 3, 3, 1)
@@ -36,32 +35,30 @@ class Trunk:
     unused: tuple[str, ...]
 
 
-def load_trunk(path: str | Path) -> Trunk | None:
+def trunk_of(contents: Contents) -> Trunk | None:
     """The trunk in an ImageNet classifier's state dict; None where the file holds something else.
 
     Raises:
-        ValueError: a file that cannot be read, or a classifier with tensors missing or of another shape.
+        ValueError: a classifier with tensors missing or of another shape.
     """
-    path = Path(path)
-    tensors = read(path).tensors
+    tensors = contents.tensors
     family = next((rules for mark, rules in FAMILIES if mark in tensors), None)
     if family is None:
         return None
-    with naming(path):
-        keys = KeyMap(family())
-        state = {keys.to_native(name): tensor for name, tensor in tensors.items()}
-        shapes = Shapes({name: tensor.shape for name, tensor in state.items() if name}, keys.to_foreign)
-        mobilenet = "backbone.blocks.1.depthwise.conv.weight" in shapes
-        config = MobileNetV2Config() if mobilenet else infer_resnet(ResNetConfig(), shapes)
-        with without_init():
-            expected = {f"backbone.{name}": x for name, x in build_backbone(config).state_dict().items()}
-        known = {name: tensor for name, tensor in state.items() if name in expected}
-        problems = differences(  # old files lack the counters
-            {name: x.shape for name, x in expected.items() if not re.fullmatch(COUNTERS, name)},
-            {name: x.shape for name, x in known.items() if not re.fullmatch(COUNTERS, name)},
-        )
-        if problems:
-            raise ValueError("the tensors do not fit a trunk: " + "; ".join(problems))
+    keys = KeyMap(family())
+    state = {keys.to_native(name): tensor for name, tensor in tensors.items()}
+    shapes = Shapes({name: tensor.shape for name, tensor in state.items() if name}, keys.to_foreign)
+    mobilenet = "backbone.blocks.1.depthwise.conv.weight" in shapes
+    config = MobileNetV2Config() if mobilenet else infer_resnet(ResNetConfig(), shapes)
+    with without_init():
+        expected = {f"backbone.{name}": x for name, x in build_backbone(config).state_dict().items()}
+    known = {name: tensor for name, tensor in state.items() if name in expected}
+    problems = differences(  # old files lack the counters
+        {name: x.shape for name, x in expected.items() if not re.fullmatch(COUNTERS, name)},
+        {name: x.shape for name, x in known.items() if not re.fullmatch(COUNTERS, name)},
+    )
+    if problems:
+        raise ValueError("the tensors do not fit a trunk: " + "; ".join(problems))
     unused = tuple(name for name in tensors if keys.to_native(name) not in expected)
     return Trunk(config, known, unused)
 

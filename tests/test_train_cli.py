@@ -1,0 +1,201 @@
+"""``trimask train``: its options, its exit status, several processes, and what survives a kill."""
+
+import argparse
+import dataclasses
+import multiprocessing
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import typing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from runs import TINY, assert_same, begin, drawn, lines
+from trimask.cli import _parser, main
+from trimask.cli.fields import read_fields
+from trimask.cli.train import AUGMENT
+from trimask.engine.model.checkpoints import load_model, save
+from trimask.engine.model.loss_config import LossConfig
+from trimask.engine.training.config import AugmentConfig, TrainConfig
+from trimask.engine.training.data import CocoDataset
+
+ROOT = Path(__file__).resolve().parents[1]
+KILLS = int(os.environ.get("TRIMASK_TEST_KILLS", "5"))
+OPTIONS = """--device cpu --batch 2 --workers 0 --iterations 4 --warmup 2 --log-every 1 --samples 1 --learning-rate 0.02
+    --reference-batch 2 --loss-rpn-samples 32 --loss-roi-samples 16 --loss-pre-nms 50 --loss-post-nms 20""".split()
+
+
+@pytest.fixture(scope="module")
+def arguments(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """All but the folder of the run."""
+    folder = tmp_path_factory.mktemp("data")
+    data = drawn(folder)
+    save(begin().model, folder / "tiny.safetensors")
+    given = ["--train", str(data.annotations), "--images", str(folder), "--weights", str(folder / "tiny.safetensors")]
+    return [*given, *OPTIONS]
+
+
+def parsed(*options: str) -> argparse.Namespace:
+    return _parser().parse_args(["train", "--train", "a", "--images", "b", "--out", "c", *options])
+
+
+CONFIGS = [(TrainConfig(), ""), (AUGMENT, "augment"), (LossConfig(), "loss")]
+FIELDS = [(config, prefix, field.name) for config, prefix in CONFIGS for field in dataclasses.fields(config)]
+SPECIAL = {"accumulate": "2", "best": "bbox_AP50", "crop_range": "0.2 0.4", "momentum": "0.3", "flip": "0.25"}
+
+
+@pytest.mark.parametrize(("config", "prefix", "name"), FIELDS, ids=[f"{prefix}.{name}" for _, prefix, name in FIELDS])
+def test_every_field_has_an_option(config: Any, prefix: str, name: str) -> None:
+    hint = str(typing.get_type_hints(type(config))[name])
+    option = "--" + (f"{prefix}-" if prefix else "") + name.replace("_", "-")
+    before = getattr(config, name)
+    if isinstance(before, bool):
+        given, expected = [option.replace("--", "--no-" if before else "--")], not before
+    elif "Literal" in hint:
+        expected = next(x for x in typing.get_args(typing.get_type_hints(type(config))[name]) if x != before)
+        given = [option, expected]
+    else:
+        kind = str if "str" in hint else float if "float" in hint else int
+        text = SPECIAL.get(
+            name, "0.2 0.4" if "tuple[float" in hint else "7 9" if "tuple" in hint else "0.75 7".split()[kind is int]
+        )
+        values = tuple(kind(part) for part in text.split())
+        given, expected = [option, *text.split()], values if "tuple" in hint else values[0]
+    assert expected != before
+    found = read_fields(parsed(*given), config, prefix)
+    assert getattr(found, name) == expected
+    assert type(getattr(found, name)) is type(expected)
+    assert dataclasses.replace(found, **{name: before}) == config
+
+
+def test_every_option_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    text = capsys.readouterr().out
+    verbs = next(x for x in _parser()._actions if isinstance(x, argparse._SubParsersAction))
+    for action in verbs.choices["train"]._actions:
+        assert action.option_strings[0] in text
+        assert len(action.help or "") > 8, action.dest
+    assert "--batch N" in text
+    assert "pictures per update, over all processes (2)" in " ".join(text.split())
+
+
+def test_nothing_given_is_the_default() -> None:
+    options = parsed()
+    assert read_fields(options, TrainConfig()) == TrainConfig()
+    assert read_fields(options, AUGMENT, "augment") == AugmentConfig(flip=0.5)
+    assert read_fields(options, LossConfig.DETECTRON2, "loss") == LossConfig.DETECTRON2
+    assert read_fields(parsed("--steps"), TrainConfig()).steps == ()
+
+
+@pytest.mark.parametrize(
+    "given", [["--momentum", "1"], ["--batch", "3", "--accumulate", "2"], ["--best", "AP"]], ids=str
+)
+def test_values_that_do_not_fit_are_one_line(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], given: list[str]
+) -> None:
+    assert main(["train", *arguments, "--out", str(tmp_path / "run"), *given]) == 1
+    complaint = capsys.readouterr().err
+    assert complaint.startswith(f"trimask: {given[0][2:]}: expected ")
+    assert complaint.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_signal_interrupts_and_the_run_goes_on(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    straight, parts = tmp_path / "straight", tmp_path / "parts"
+    assert main(["train", *arguments, "--out", str(straight)]) == 0
+    assert f"finished after 4 iterations: {straight}" in capsys.readouterr().out
+
+    def interrupt() -> None:
+        while not (parts / "metrics.jsonl").exists() or not (parts / "metrics.jsonl").stat().st_size:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    status = main(["train", *arguments, "--out", str(parts)])
+    thread.join()
+    printed = capsys.readouterr()
+    assert (status, printed.out.split()[0]) == (130, "SIGTERM")
+    assert "starting from" in printed.err
+    assert main(["train", *arguments, "--out", str(parts)]) == 1
+    assert "resume it or name another" in capsys.readouterr().err
+    assert main(["train", *arguments, "--out", str(parts), "--resume"]) == 0
+    assert lines(straight) == lines(parts)
+    assert_same(*(load_model(folder / "last.safetensors").state_dict() for folder in (straight, parts)))
+
+
+def test_what_goes_wrong_is_one_line(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    huge = ["--learning-rate", "1e30", "--warmup", "0"]
+    assert main(["train", *arguments, "--out", str(tmp_path / "huge"), *huge]) == 1
+    assert "expected finite losses, got " in capsys.readouterr().err.splitlines()[-1]
+    state = torch.load(tmp_path / "huge" / "state.pt", weights_only=True)
+    assert all(bool(x.isfinite().all()) for x in state["model"].values())
+    if multiprocessing.get_start_method() == "fork":  # or the patch would not reach the worker
+        monkeypatch.setattr(CocoDataset, "__getitem__", lambda self, index: os.kill(os.getpid(), signal.SIGKILL))
+        assert main(["train", *arguments, "--out", str(tmp_path / "dead"), "--workers", "1"]) == 1
+        last = capsys.readouterr().err.splitlines()[-1]
+        assert last.startswith("trimask: a worker process of the loader died before iteration 0")
+        assert "fewer workers" in last
+
+
+def environment(**more: str) -> dict[str, str]:
+    paths = [str(ROOT.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"} | more
+
+
+def test_two_processes_learn_what_one_does(arguments: list[str], tmp_path: Path) -> None:
+    given = [*arguments, "--val", arguments[1], "--batch", "4", "--iterations", "3", "--clip-norm", "1"]
+    alone, shared = tmp_path / "alone", tmp_path / "shared"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    command = [sys.executable, "-m", "trimask", "train", *given, "--out", str(shared)]
+    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    children = [
+        subprocess.Popen(
+            command, env=environment(RANK=str(rank), LOCAL_RANK=str(rank), **group), stderr=subprocess.PIPE, text=True
+        )
+        for rank in range(2)
+    ]
+    assert main(["train", *given, "--out", str(alone)]) == 0
+    errors = [child.communicate(timeout=300)[1] for child in children]
+    assert [child.returncode for child in children] == [0, 0], errors
+    assert errors[1].strip() == ""  # the first speaks for all
+    pair = [lines(folder) for folder in (alone, shared)]
+    assert len(pair[0]) == len(pair[1]) == 4
+    for one, two in zip(*pair, strict=True):
+        assert one == pytest.approx(two, rel=1e-4, abs=1e-5)
+    assert "segm_AP" in pair[0][-1]
+    states = [torch.load(folder / "state.pt", weights_only=True)["model"] for folder in (alone, shared)]
+    for name, x in states[0].items():
+        torch.testing.assert_close(
+            states[1][name], x, atol=2e-6, rtol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(arguments: list[str], tmp_path: Path, seed: int) -> None:
+    given = [*arguments, "--save-every", "1", "--iterations", "8", "--workers", "1", "--ema", "0.5"]
+    command = [sys.executable, str(ROOT / "tests" / "killing.py"), str(tmp_path), str(KILLS), str(seed), *given]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=30 * (KILLS + 5))
+    assert done.returncode == 0, done.stderr[-3000:]
+    print(f"killed {done.stdout.splitlines()[-1]} of {KILLS}")
+    straight, broken = (tmp_path / name for name in ("straight", "broken"))
+    assert lines(straight) == lines(broken)
+    assert len(lines(straight)) == 8
+    first, second = (torch.load(folder / "state.pt", weights_only=True) for folder in (straight, broken))
+    assert_same(first["model"], second["model"])
+    assert_same(first["average"], second["average"])
+    assert not list(broken.glob(".*.part"))
+    assert load_model(broken / "last.safetensors").config == TINY
