@@ -95,8 +95,9 @@ class MaskRCNN(nn.Module):
         *,
         detection: DetectionConfig,
         mark: Callable[[str], None] = no_mark,
+        select: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]] = select_detections,
     ) -> tuple[list[Tensor], Tensor, Detections]:
-        """All but the masks; arguments as in :meth:`forward`.
+        """All but the masks; arguments as in :meth:`forward`, and ``select``, another way to choose detections.
 
         Returns:
             The pyramid, the boxes in the network's frame [B, D, 4], and the detections without masks.
@@ -111,7 +112,7 @@ class MaskRCNN(nn.Module):
         proposals = proposals[:, : _live(count, proposals.shape[1])]
         pooled = self.pool(pyramid, proposals, count, self.config.box_head.resolution)  # [B, R, C, 7, 7]
         class_logits, box_deltas = (x.unflatten(0, pooled.shape[:2]) for x in self.box_head(pooled.flatten(0, 1)))
-        boxes, scores, labels, _ = select_detections(class_logits, box_deltas, proposals, count, image_sizes, detection)
+        boxes, scores, labels, _ = select(class_logits, box_deltas, proposals, count, image_sizes, detection)
         boxes, original, scores, labels, count = _to_original(boxes, scores, labels, image_sizes, original_sizes)
         mark("boxes")
         live = _live(count, boxes.shape[1])
