@@ -257,6 +257,22 @@ class MaskRCNNConfig:
     def to_json(self) -> str:
         return json.dumps(_to_plain(self), indent=None, separators=(",", ":"))
 
+    def with_value(self, name: str, value: Any) -> "MaskRCNNConfig":
+        """The config with one value changed, by its dotted name: ``with_value("rpn.post_nms", 300)``.
+
+        Raises:
+            ValueError: naming the field that does not exist, or does not take such a value.
+        """
+        plain = _to_plain(self)
+        parts = name.split(".")
+        inner = plain
+        for part in parts[:-1]:
+            inner = inner.get(part) if isinstance(inner, dict) else None
+        if not isinstance(inner, dict) or parts[-1] not in inner or parts[-1] == "type":
+            raise ValueError(f"config.{name}: expected the name of a value, such as rpn.post_nms; there is none")
+        inner[parts[-1]] = _to_plain(value)
+        return _from_plain(type(self), plain, "config")
+
     @classmethod
     def from_json(cls, text: str) -> "MaskRCNNConfig":
         """Rebuild a config; a :class:`ValueError` names the field that is unknown, missing or of the wrong type."""

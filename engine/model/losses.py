@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ...kernels import roi_align
@@ -17,7 +18,28 @@ from .heads import BOX_WEIGHTS
 from .mask_rcnn import MaskRCNN
 from .rpn import BOX_WEIGHTS as RPN_WEIGHTS
 
-__all__ = ["Target", "losses"]
+__all__ = ["Target", "Targets", "losses"]
+
+
+class Targets(NamedTuple):
+    """The objects of a batch, padded to a common G of at least 1.
+
+    Attributes:
+        boxes: float32 [B, G, 4], in the network's frame.
+        labels: int64 [B, G], 0 is the first foreground class.
+        crowd: bool [B, G], a region to ignore rather than an object.
+        count: int64 [B], the rows that are real, crowds included.
+        masks: uint8 0 or 1 [B, G, H, W], at the size of the padded input; None for boxes only, or with polygons.
+        polygons: [B][G] lists of float [P, 2] (x, y) in the network's frame, on the host.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    crowd: Tensor
+    count: Tensor  # type: ignore[assignment]  # hides tuple.count
+    masks: Tensor | None
+    polygons: Sequence[Sequence[Sequence[NDArray]]] | None = None
+
 
 RPN_FOREGROUND, RPN_BACKGROUND, RPN_SAMPLES, RPN_POSITIVE = 0.7, 0.3, 256, 0.5
 ROI_FOREGROUND, ROI_SAMPLES, ROI_POSITIVE = 0.5, 512, 0.25

@@ -15,13 +15,14 @@ from .config import (
     InputConfig,
     MaskHeadConfig,
     MaskRCNNConfig,
+    MobileNetV2Config,
     PoolConfig,
     ResizeConfig,
     ResNetConfig,
     RPNConfig,
 )
 
-__all__ = ["detectron2", "mmdet", "torchvision_v1", "torchvision_v2"]
+__all__ = ["detectron2", "mmdet", "mobilenet", "torchvision_v1", "torchvision_v2"]
 
 
 def torchvision_v1(class_names: tuple[str, ...], category_ids: tuple[int, ...]) -> MaskRCNNConfig:
@@ -38,6 +39,20 @@ def torchvision_v2(class_names: tuple[str, ...], category_ids: tuple[int, ...]) 
         rpn=RPNConfig(convs=2),
         box_head=BoxHeadConfig(convs=4, fcs=(1024,), norm=True),
         mask_head=MaskHeadConfig(norm=True),
+    )
+
+
+def mobilenet(class_names: tuple[str, ...], category_ids: tuple[int, ...]) -> MaskRCNNConfig:
+    """A small network on a MobileNetV2 for small pictures; the bundled model is one."""
+    return MaskRCNNConfig(
+        class_names,
+        category_ids,
+        input=InputConfig(resize=ResizeConfig(min_size=320, max_size=512)),
+        backbone=MobileNetV2Config(),
+        fpn=FPNConfig(channels=128),
+        anchors=AnchorConfig(sizes=((16.0,), (32.0,), (64.0,), (128.0,), (256.0,))),
+        box_head=BoxHeadConfig(fcs=(512, 512)),
+        mask_head=MaskHeadConfig(convs=(128, 128, 128, 128), deconv_channels=128),
     )
 
 

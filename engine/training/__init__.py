@@ -1,1 +1,1 @@
-"""Training: data, augmentation, the loop, evaluation. Nothing is here yet."""
+"""Training: data, augmentation, loading, evaluation; the loop is not here yet."""

@@ -10,7 +10,7 @@ import torch
 from ..backbone import MOBILENET_V2_BLOCKS
 from ..config import BoxHeadConfig, MaskHeadConfig, MaskRCNNConfig, MobileNetV2Config, ResNetConfig
 
-__all__ = ["Shapes", "count_classes", "describe", "infer"]
+__all__ = ["Shapes", "count_classes", "describe", "infer", "infer_resnet"]
 
 DEPTHS = {  # blocks per stage of the ResNets that there are; the key says whether they are bottlenecks
     False: {"18": (2, 2, 2, 2), "34": (3, 4, 6, 3)},
@@ -74,6 +74,11 @@ def _backbone(base: MaskRCNNConfig, shapes: Shapes) -> ResNetConfig | MobileNetV
         widths = [shapes[f"fpn.lateral.{i}.conv.weight"][1] for i in range(4)]
         return MobileNetV2Config(taps=tuple(_mobilenet_tap(width) for width in widths))
     assert isinstance(base.backbone, ResNetConfig)
+    return infer_resnet(base.backbone, shapes)
+
+
+def infer_resnet(base: ResNetConfig, shapes: Shapes) -> ResNetConfig:
+    """``base`` with the depth and the widths of the trunk that there is."""
     bottleneck = "backbone.stages.0.0.conv3.conv.weight" in shapes
     found = tuple(shapes.count(f"backbone.stages.{i}.{{}}.conv1.conv.weight") for i in range(4))
     # The shallowest that has them all: where blocks are absent, the names that are missing come out later.
@@ -85,7 +90,7 @@ def _backbone(base: MaskRCNNConfig, shapes: Shapes) -> ResNetConfig | MobileNetV
     if bottleneck:
         width, group_width = shapes["backbone.stages.0.0.conv2.conv.weight"][:2]
         groups = width // group_width
-    return replace(base.backbone, blocks=fits[0], bottleneck=bottleneck, groups=groups, group_width=group_width)
+    return replace(base, blocks=fits[0], bottleneck=bottleneck, groups=groups, group_width=group_width)
 
 
 def _mobilenet_tap(width: int) -> int:

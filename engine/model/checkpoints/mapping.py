@@ -18,7 +18,17 @@ from torch import Tensor
 
 from ..config import MaskRCNNConfig, MobileNetV2Config
 
-__all__ = ["KeyMap", "Layout", "Rule", "Transform", "conv_norm", "differences", "resnet_rules", "transforms"]
+__all__ = [
+    "KeyMap",
+    "Layout",
+    "Rule",
+    "Transform",
+    "conv_norm",
+    "differences",
+    "mobilenet_rules",
+    "resnet_rules",
+    "transforms",
+]
 
 SLOT = re.compile(r"\{(\w)(?:\+(\d+))?\}")
 
@@ -85,6 +95,20 @@ def resnet_rules(prefix: str) -> tuple[Rule, ...]:
         *conv_norm("backbone.stem", f"{prefix}conv1", f"{prefix}bn1"),
         *conv_norm("backbone.stages.{i}.{j}.conv{k}", f"{stage}.conv{{k}}", f"{stage}.bn{{k}}"),
         *conv_norm("backbone.stages.{i}.{j}.shortcut", f"{stage}.downsample.0", f"{stage}.downsample.1"),
+    )
+
+
+def mobilenet_rules(prefix: str) -> tuple[Rule, ...]:
+    """A MobileNetV2 with torchvision's names."""
+    block = f"{prefix}{{i}}.conv"
+    return (
+        *conv_norm("backbone.stem", f"{prefix}0.0", f"{prefix}0.1"),
+        # The first block does not expand, so that its layers are numbered one less.
+        *conv_norm("backbone.blocks.1.depthwise", f"{prefix}1.conv.0.0", f"{prefix}1.conv.0.1"),
+        *conv_norm("backbone.blocks.1.project", f"{prefix}1.conv.1", f"{prefix}1.conv.2"),
+        *conv_norm("backbone.blocks.{i}.expand", f"{block}.0.0", f"{block}.0.1"),
+        *conv_norm("backbone.blocks.{i}.depthwise", f"{block}.1.0", f"{block}.1.1"),
+        *conv_norm("backbone.blocks.{i}.project", f"{block}.2", f"{block}.3"),
     )
 
 

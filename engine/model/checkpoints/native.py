@@ -133,7 +133,7 @@ def from_contents(
     return model.eval()
 
 
-class _WithoutInit(torch.overrides.TorchFunctionMode):
+class without_init(torch.overrides.TorchFunctionMode):
     """Makes the random initialisers of torch.nn.init do nothing: the values are about to be overwritten."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -159,5 +159,5 @@ def outline(config: MaskRCNNConfig, limit: int) -> dict[str, Tensor]:
 
 def blank_model(config: MaskRCNNConfig) -> MaskRCNN:
     """A model whose weights mean nothing yet."""
-    with _WithoutInit():
+    with without_init():
         return MaskRCNN(config)

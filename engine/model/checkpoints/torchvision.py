@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .. import presets
 from .family import Conventions, Family
-from .mapping import Layout, Rule, conv_norm, resnet_rules
+from .mapping import Layout, Rule, conv_norm, mobilenet_rules, resnet_rules
 from .options import Options
 
 __all__ = ["TORCHVISION"]
@@ -27,16 +27,6 @@ def _layout(names: Iterable[str]) -> Layout:
 
 
 def _rules(layout: Layout) -> list[Rule]:
-    block = f"{BODY}{{i}}.conv"
-    mobilenet = (
-        *conv_norm("backbone.stem", f"{BODY}0.0", f"{BODY}0.1"),
-        # The first block does not expand, so that its layers are numbered one less.
-        *conv_norm("backbone.blocks.1.depthwise", f"{BODY}1.conv.0.0", f"{BODY}1.conv.0.1"),
-        *conv_norm("backbone.blocks.1.project", f"{BODY}1.conv.1", f"{BODY}1.conv.2"),
-        *conv_norm("backbone.blocks.{i}.expand", f"{block}.0.0", f"{block}.0.1"),
-        *conv_norm("backbone.blocks.{i}.depthwise", f"{block}.1.0", f"{block}.1.1"),
-        *conv_norm("backbone.blocks.{i}.project", f"{block}.2", f"{block}.3"),
-    )
     # The head with convolutions is one Sequential: convolutions, Flatten, then each Linear and its ReLU.
     fcs = (
         [Rule(f"box_head.fcs.{j}", f"roi_heads.box_head.{layout.box_convs + 1 + 2 * j}") for j in range(4)]
@@ -44,7 +34,7 @@ def _rules(layout: Layout) -> list[Rule]:
         else [Rule("box_head.fcs.{j}", "roi_heads.box_head.fc{j+6}")]
     )
     return [
-        *(mobilenet if layout.mobilenet else resnet_rules(BODY)),
+        *(mobilenet_rules(BODY) if layout.mobilenet else resnet_rules(BODY)),
         *conv_norm("fpn.lateral.{i}", "backbone.fpn.inner_blocks.{i}.0", "backbone.fpn.inner_blocks.{i}.1"),
         *conv_norm("fpn.output.{i}", "backbone.fpn.layer_blocks.{i}.0", "backbone.fpn.layer_blocks.{i}.1"),
         Rule("rpn.convs.{i}.conv", "rpn.head.conv.{i}.0"),

@@ -1,0 +1,100 @@
+"""What a training run does, as one frozen value; it is stored beside the weights."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Literal
+
+__all__ = ["TrainConfig"]
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train. Iterations are updates of the weights; the batch is that of all processes together.
+
+    Attributes:
+        iterations: updates of the weights.
+        batch: pictures per update, over all processes.
+        accumulate: parts that each batch is computed in, one after the other, to save memory.
+        workers: processes that read and augment pictures, per training process; 0: none.
+        seed: of every random choice.
+        optimizer: "sgd" or "adamw".
+        learning_rate: for a batch of ``reference_batch`` pictures; it is scaled in proportion to the batch.
+        reference_batch: see ``learning_rate``.
+        momentum: of SGD; AdamW's first beta.
+        weight_decay: of convolutions and matrices; norms and biases have none.
+        warmup: iterations in which the learning rate rises from a thousandth.
+        schedule: after it: "step" multiplies by a tenth at each of ``steps``; "cosine" falls to 0; "constant".
+        steps: of the schedule, in shares of the iterations.
+        clip_norm: longest gradient; 0: no limit.
+        ema: decay of the moving average of the weights, which is then what is evaluated and kept; 0: none.
+        frozen_stages: parts of the trunk that stay as they are: 1 the stem, 2 the first stage too, and so on.
+        norms: "frozen" keeps the batch norms that came with the weights as they are; "live" trains all of them;
+            "synchronised" shares their statistics among the processes.
+        precision: of the trunk and heads: "float32", "bfloat16" or "float16"; losses and weights are float32.
+        channels_last: memory format of the pictures and features.
+        compile: compile the trunk and the pyramid; costs a minute, and again for each picture size.
+        deterministic: bitwise the same run again, on a GPU too, where it costs speed.
+        aspect_grouping: batches hold pictures that are all wide or all high.
+        repeat_threshold: classes on fewer than this share of the pictures are shown more often; 0: none.
+        log_every, evaluate_every, save_every: iterations between lines, evaluations and saved states; 0: at the end.
+        samples: pictures of the validation set that are drawn at each evaluation.
+        patience: stop after this many evaluations without a better one; 0: never.
+        best: the figure that decides which weights are the best.
+    """
+
+    iterations: int = 1000
+    batch: int = 2
+    accumulate: int = 1
+    workers: int = 2
+    seed: int = 0
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    learning_rate: float = 0.02
+    reference_batch: int = 16
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    warmup: int = 100
+    schedule: Literal["step", "cosine", "constant"] = "step"
+    steps: tuple[float, ...] = (0.7, 0.9)
+    clip_norm: float = 0.0
+    ema: float = 0.0
+    frozen_stages: int = 0
+    norms: Literal["frozen", "live", "synchronised"] = "frozen"
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    channels_last: bool = True
+    compile: bool = False
+    deterministic: bool = False
+    aspect_grouping: bool = True
+    repeat_threshold: float = 0.0
+    log_every: int = 20
+    evaluate_every: int = 0
+    save_every: int = 500
+    samples: int = 4
+    patience: int = 0
+    best: str = "segm_AP"
+
+    def __post_init__(self) -> None:
+        def check(good: bool, name: str, expected: str) -> None:
+            if not good:
+                raise ValueError(f"{name}: expected {expected}, got {getattr(self, name)!r}")
+
+        for name in ("iterations", "batch", "accumulate", "reference_batch", "log_every"):
+            check(getattr(self, name) >= 1, name, "at least 1")
+        counts = ("workers", "warmup", "frozen_stages", "evaluate_every", "save_every", "samples", "patience")
+        for name in ("learning_rate", "weight_decay", "clip_norm", "repeat_threshold", *counts):
+            check(getattr(self, name) >= 0, name, "at least 0")
+        for name in ("momentum", "ema"):
+            check(0 <= getattr(self, name) < 1, name, "a number from 0 up to, without, 1")
+        check(self.batch % self.accumulate == 0, "batch", f"a multiple of accumulate, {self.accumulate}")
+        check(all(0 < step < 1 for step in self.steps), "steps", "shares of the iterations, between 0 and 1")
+        for name, kinds in (
+            ("optimizer", ("sgd", "adamw")),
+            ("schedule", ("step", "cosine", "constant")),
+            ("norms", ("frozen", "live", "synchronised")),
+            ("precision", ("float32", "bfloat16", "float16")),
+        ):
+            check(getattr(self, name) in kinds, name, f"one of {kinds}")
+
+    def without_housekeeping(self) -> dict[str, object]:
+        """The values that decide what is learned: a run goes on only with the same ones."""
+        housekeeping = {"workers", "log_every", "evaluate_every", "save_every", "samples", "patience", "best"}
+        return {k: v for k, v in dataclasses.asdict(self).items() if k not in housekeeping}

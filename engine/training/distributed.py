@@ -1,0 +1,68 @@
+"""The processes of a run: one alone, or those that ``torchrun`` starts."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+__all__ = ["Processes", "processes"]
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among all: ``rank`` of ``count``, and the device that it computes on."""
+
+    rank: int
+    count: int
+    device: torch.device
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+    def average(self, x: Tensor) -> Tensor:
+        """The mean of a tensor over the processes."""
+        if self.count > 1:
+            x = x.clone()
+            dist.all_reduce(x)
+            x /= self.count
+        return x
+
+    def any(self, flag: bool) -> bool:
+        """Whether a flag is set anywhere: all processes go on alike."""
+        if self.count == 1:
+            return flag
+        x = torch.tensor(float(flag), device=self.device)
+        dist.all_reduce(x)
+        return bool(x.item())
+
+    def gather(self, value: Any) -> list[Any]:
+        """Each process's value, in the order of the ranks, for every one of them."""
+        if self.count == 1:
+            return [value]
+        values: list[Any] = [None] * self.count
+        dist.all_gather_object(values, value)
+        return values
+
+
+@contextmanager
+def processes(device: str | torch.device) -> Iterator[Processes]:
+    """Join the processes that ``torchrun`` has started, if it has."""
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    device = torch.device(device)
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", device.index or 0)))
+        torch.cuda.set_device(device)
+    if count == 1:
+        yield Processes(0, 1, device)
+        return
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield Processes(dist.get_rank(), count, device)
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,406 @@
+"""COCO's average precision and recall, of boxes and of masks.
+
+The figures are those of pycocotools (or of faster-coco-eval, which gives the same), around whose traps this leads:
+
+- An annotation with id 0 counts as missed there, whatever finds it: annotations are numbered anew, from 1.
+- Where a detection has a box, masks are sorted into small, medium and large by the box's area: for masks the box is
+  taken away first, as Detectron2 does.
+- ``summarize()`` knows a limit of 100 detections only: the figures are read from the arrays behind it.
+- A run length of another size than its picture overlaps nothing, without a word: it is an error here.
+- What has no ground truth is -1 there; here it is NaN, and takes part in no mean either.
+"""
+
+import contextlib
+import io
+import json
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["BACKENDS", "KINDS", "Curve", "Entry", "Evaluation", "Matches", "evaluate", "read_json"]
+
+Entry = dict[str, Any]  # an annotation, a detection or an image of a COCO file
+Floats = NDArray[np.float64]
+
+KINDS = ("bbox", "segm")
+BACKENDS = ("pycocotools", "faster")
+AREAS = {"": 0, "s": 1, "m": 2, "l": 3}  # COCO's ranges of area: all, small, medium, large
+MATCH_IOU = 0.5  # a detection of a picture's F1 has found an object it overlaps this much
+MATCH_SCORE = 0.5  # and those below this score are no claims: detections go down to scores of .05 for the curve's sake
+
+
+class Curve(NamedTuple):
+    """Precision over recall: all areas, the largest number of detections."""
+
+    iou: Floats  # [T] thresholds
+    recall: Floats  # [R]
+    precision: Floats  # [T, R, K], K categories by rising id; NaN for one without ground truth
+
+
+@dataclass(frozen=True)
+class Matches:
+    """What was found in a picture at an IoU and a score of .5: COCO's greedy matching, crowds ignored.
+
+    Attributes:
+        image: the data set's entry of the picture.
+        found: annotations with the detection of each.
+        missed: annotations without one.
+        false: detections of nothing.
+    """
+
+    image: Entry
+    found: list[tuple[Entry, Entry]]
+    missed: list[Entry]
+    false: list[Entry]
+
+    @property
+    def f1(self) -> float:
+        """``2 found / (2 found + missed + false)``; 1 where there is nothing and nothing is claimed."""
+        total = 2 * len(self.found) + len(self.missed) + len(self.false)
+        return 2 * len(self.found) / total if total else 1.0
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Figures in 0..1; NaN where there is no ground truth.
+
+    Attributes:
+        summary: ``bbox_AP``, ``bbox_AP50``, ``bbox_AP75``, ``bbox_APs``, ``bbox_APm``, ``bbox_APl``, ``bbox_AR1``,
+            ``bbox_AR10``, ``bbox_AR100`` (as ``max_detections`` says), ``bbox_ARs``, ``bbox_ARm``, ``bbox_ARl``; the
+            same with ``segm``.
+        per_class: for each category ``id``, ``name``, ``objects`` (without crowds) and the figures of the summary.
+        curves: by kind.
+        worst: every picture, that of the lowest F1 first; among equals, that with the most mistakes.
+        notes: what was filled in or numbered anew.
+    """
+
+    summary: dict[str, float]
+    per_class: list[dict[str, Any]]
+    curves: dict[str, Curve]
+    worst: list[Matches]
+    notes: list[str]
+
+    def to_json(self, worst: int = 20) -> dict[str, Any]:
+        """What fits into a JSON file: None for NaN, curves as means over the categories, the worst pictures."""
+
+        def plain(figures: Mapping[str, Any]) -> dict[str, Any]:
+            return {k: None if isinstance(x, float) and math.isnan(x) else x for k, x in figures.items()}
+
+        curves = {}
+        for kind, (iou, recall, precision) in self.curves.items():
+            known = precision[:, :, ~np.isnan(precision).all((0, 1))]  # [T, R, classes with objects]
+            mean = known.mean(2).tolist() if known.size else []
+            curves[kind] = {"iou": iou.round(2).tolist(), "recall": recall.round(2).tolist(), "precision": mean}
+        return {
+            "summary": plain(self.summary),
+            "per_class": [plain(row) for row in self.per_class],
+            "curves": curves,
+            "worst": [
+                {
+                    "image_id": picture.image["id"],
+                    "file_name": picture.image.get("file_name"),
+                    "f1": picture.f1,
+                    "found": len(picture.found),
+                    "missed": len(picture.missed),
+                    "false": len(picture.false),
+                }
+                for picture in self.worst[:worst]
+                if picture.f1 < 1
+            ],
+            "notes": self.notes,
+        }
+
+
+def evaluate(
+    detections: Iterable[Mapping[str, Any]] | Path | str,
+    ground_truth: Mapping[str, Any] | Path | str,
+    *,
+    image_ids: Iterable[Any] | None = None,
+    category_ids: Iterable[int] | None = None,
+    max_detections: int = 100,
+    kinds: Sequence[str] = KINDS,
+    backend: Literal["pycocotools", "faster"] = "pycocotools",
+    keep_ids: bool = False,
+) -> Evaluation:
+    """Compare detections with annotations.
+
+    Args:
+        detections: COCO results: dicts with ``image_id``, ``category_id``, ``score`` and ``bbox`` or ``segmentation``
+            or both; or the JSON file of a list of them.
+        ground_truth: the content of a COCO annotation file, or its path. Nothing in it is changed.
+        image_ids: the pictures that count, by default all.
+        category_ids: the categories that count, by default all.
+        max_detections: for each picture and category, those of the highest scores. Published AP has 100.
+        kinds: ``"bbox"`` and ``"segm"``, or one of them.
+        backend: ``"faster"`` takes faster-coco-eval instead of pycocotools: the same figures in less time.
+        keep_ids: leave the ids of annotations as they are, so that one with id 0 counts as missed: for comparison with
+            figures that were made so.
+
+    Raises:
+        ImportError: the backend is not installed.
+        ValueError: an option out of range; a detection of an unknown picture or category, without a score or what the
+            kind needs, or of another size than its picture; an annotation without mask or box.
+    """
+    kinds = tuple(kinds)
+    if not kinds or set(kinds) - set(KINDS):
+        raise ValueError(f"kinds: expected bbox, segm or both, got {kinds}")
+    if max_detections < 1:
+        raise ValueError(f"max_detections: expected at least 1, got {max_detections}")
+    coco, evaluator, masks = _tools(backend)
+    content = read_json(ground_truth) if isinstance(ground_truth, (str, Path)) else ground_truth
+    found = read_json(detections) if isinstance(detections, (str, Path)) else list(detections)
+    if not isinstance(found, list):
+        raise ValueError(f"detections: expected a list of COCO results, got a {type(found).__name__}")
+
+    images = {image["id"]: image for image in content["images"]}
+    categories = sorted(content["categories"], key=lambda category: category["id"])
+    chosen_images = _chosen("image_ids", image_ids, images)
+    chosen_categories = _chosen("category_ids", category_ids, [category["id"] for category in categories])
+    _check(found, images, {category["id"] for category in categories})
+    notes: list[str] = []
+    truth = _Truth(coco, masks, content, images, keep_ids, notes)
+    annotations = truth.annotations(kinds)
+    summary: dict[str, float] = {}
+    per_class: list[dict[str, Any]] = [
+        {"id": category["id"], "name": str(category["name"])}
+        for category in categories
+        if category["id"] in set(chosen_categories)
+    ]
+    counts = Counter(a["category_id"] for a in annotations if not a["iscrowd"] and a["image_id"] in set(chosen_images))
+    for row in per_class:
+        row["objects"] = counts[row["id"]]
+    curves, results = {}, []
+    limits = [*(m for m in (1, 10) if m < max_detections), max_detections]
+    for kind in kinds:
+        results = truth.results(found, kind)
+        with contextlib.redirect_stdout(io.StringIO()):
+            run = evaluator(truth.index(annotations), truth.index(results), kind)
+            run.params.imgIds, run.params.catIds = chosen_images, chosen_categories
+            run.params.maxDets = limits
+            run.evaluate()
+            run.accumulate()
+        precision = np.asarray(run.eval["precision"]).reshape(
+            len(run.params.iouThrs), -1, len(per_class), 4, len(limits)
+        )
+        recall = np.asarray(run.eval["recall"]).reshape(len(run.params.iouThrs), len(per_class), 4, len(limits))
+        summary |= {f"{kind}_{name}": x for name, x in _figures(precision, recall, limits).items()}
+        for k, row in enumerate(per_class):
+            figures = _figures(precision[:, :, k : k + 1], recall[:, k : k + 1], limits)
+            row.update({f"{kind}_{name}": x for name, x in figures.items()})
+        last = precision[..., 0, -1]
+        curves[kind] = Curve(run.params.iouThrs, run.params.recThrs, np.where(last < 0, np.nan, last))
+    kind = kinds[-1]  # masks, where there are any
+    worst = _matches(masks, kind, images, chosen_images, set(chosen_categories), annotations, results)
+    return Evaluation(summary, per_class, curves, worst, notes)
+
+
+def read_json(path: Path | str) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        ValueError: it is none; the text names the file.
+    """
+    try:
+        return json.loads(Path(path).read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path}: expected JSON, got something else ({error})") from None
+
+
+def _tools(backend: str) -> tuple[Any, Any, Any]:
+    """The classes COCO and COCOeval and the module of mask functions."""
+    try:
+        if backend == "pycocotools":
+            from pycocotools import mask
+            from pycocotools.coco import COCO
+            from pycocotools.cocoeval import COCOeval
+
+            return COCO, COCOeval, mask
+        if backend == "faster":
+            from faster_coco_eval import COCO, COCOeval_faster
+            from faster_coco_eval.core import mask
+
+            return COCO, COCOeval_faster, mask
+    except ImportError as error:
+        wanted = "'trimask[eval]'" if backend == "pycocotools" else "faster-coco-eval"
+        raise ImportError(f"evaluation needs the package {error.name}: pip install {wanted}") from error
+    raise ValueError(f"backend: expected one of {', '.join(BACKENDS)}, got {backend!r}")
+
+
+def _chosen(name: str, wanted: Iterable[Any] | None, known: Iterable[Any]) -> list[Any]:
+    """The wanted ids, rising, or all that are known."""
+    ids = sorted(set(known if wanted is None else wanted))
+    unknown = set(ids) - set(known)
+    if unknown:
+        raise ValueError(f"{name}: expected ids of the data set, got {_few(unknown)}")
+    return ids
+
+
+def _few(items: Iterable[Any]) -> str:
+    """The first of many, for a message."""
+    ordered = sorted(items, key=str)
+    return ", ".join(map(repr, ordered[:5])) + (f" and {len(ordered) - 5} more" if len(ordered) > 5 else "")
+
+
+def _check(found: Sequence[Mapping[str, Any]], images: Mapping[Any, Entry], categories: set[int]) -> None:
+    for n, entry in enumerate(found):
+        missing = {"image_id", "category_id", "score"} - set(entry)
+        if missing:
+            raise ValueError(f"detection {n}: expected {', '.join(sorted(missing))}, got {sorted(entry)}")
+        if not math.isfinite(entry["score"]):
+            raise ValueError(f"detection {n}: expected a finite score, got {entry['score']}")
+    unknown = {entry["image_id"] for entry in found} - set(images)
+    if unknown:
+        raise ValueError(f"detections: expected images of the data set, got the unknown ids {_few(unknown)}")
+    unknown = {entry["category_id"] for entry in found} - categories
+    if unknown:
+        raise ValueError(f"detections: expected categories of {_few(categories)}, got the unknown ids {_few(unknown)}")
+
+
+class _Truth:
+    """A data set in the form that COCOeval takes: copies with every field, masks as compressed run lengths."""
+
+    def __init__(
+        self,
+        coco: Any,
+        masks: Any,
+        content: Mapping[str, Any],
+        images: Mapping[Any, Entry],
+        keep_ids: bool,
+        notes: list,
+    ) -> None:
+        self.coco = coco
+        self.masks = masks
+        self.content = content
+        self.images = images
+        self.keep_ids = keep_ids
+        self.notes = notes
+        self.converter = self.index([])
+
+    def index(self, entries: list[Entry]) -> Any:
+        """Annotations as a COCO object."""
+        with contextlib.redirect_stdout(io.StringIO()):
+            index = self.coco()
+            index.dataset = {key: self.content[key] for key in ("images", "categories")} | {"annotations": entries}
+            index.createIndex()
+        return index
+
+    def annotations(self, kinds: Sequence[str]) -> list[Entry]:
+        filled: Counter[str] = Counter()
+        entries = []
+        for number, annotation in enumerate(self.content["annotations"], 1):
+            if annotation["image_id"] not in self.images:
+                continue  # as COCOeval does: annotations of part of a data set's pictures
+            name = f"annotation {annotation.get('id', number)!r}"
+            entry = {**annotation, "id": annotation["id"] if self.keep_ids else number}
+            if "segm" in kinds and not annotation.get("segmentation"):
+                raise ValueError(f"{name}: expected a segmentation, got none; for boxes alone: kinds=['bbox']")
+            if annotation.get("segmentation") and not ("segm" not in kinds and {"bbox", "area"} <= set(annotation)):
+                entry["segmentation"] = self._runs(annotation, name)
+            if "iscrowd" not in annotation:
+                filled["iscrowd"] += 1
+                entry["iscrowd"] = 0
+            if "bbox" not in annotation:
+                filled["bbox"] += 1
+                entry["bbox"] = self._box(entry, name)
+            if "area" not in annotation:
+                filled["area"] += 1
+                runs = entry.get("segmentation")
+                entry["area"] = float(self.masks.area(runs) if runs else entry["bbox"][2] * entry["bbox"][3])
+            entries.append(entry)
+        meaning = {"iscrowd": "taken as 0", "bbox": "taken from the mask", "area": "taken from the mask or the box"}
+        self.notes += [f"{filled[x]} annotations without {x!r}: {text}" for x, text in meaning.items() if filled[x]]
+        if not self.keep_ids and any(annotation.get("id") == 0 for annotation in self.content["annotations"]):
+            self.notes.append("annotation id 0, which pycocotools and Detectron2 count as missed: numbered anew")
+        return entries
+
+    def results(self, found: Sequence[Mapping[str, Any]], kind: str) -> list[Entry]:
+        """Detections of one kind, with nothing of the other to take areas from."""
+        entries = []
+        for number, detection in enumerate(found, 1):
+            name = f"detection {number - 1}"
+            entry = {key: detection[key] for key in ("image_id", "category_id", "score")} | {"id": number, "iscrowd": 0}
+            if kind == "segm":
+                if not detection.get("segmentation"):
+                    raise ValueError(f"{name}: expected a segmentation, got none; for boxes alone: kinds=['bbox']")
+                entry["segmentation"] = self._runs(detection, name)
+                entry["area"] = float(self.masks.area(entry["segmentation"]))
+            else:
+                entry["bbox"] = list(detection.get("bbox") or self._box(detection, name))
+                entry["area"] = entry["bbox"][2] * entry["bbox"][3]
+            entries.append(entry)
+        return entries
+
+    def _runs(self, entry: Mapping[str, Any], name: str) -> Entry:
+        image = self.images[entry["image_id"]]
+        size = [image.get("height"), image.get("width")]
+        if None in size:
+            raise ValueError(f"image {image['id']!r}: expected height and width, got {sorted(image)}")
+        runs = self.converter.annToRLE(entry)
+        if list(runs["size"]) != size:
+            raise ValueError(
+                f"{name}: expected a mask of the size of image {image['id']!r}, {size}, got {runs['size']}"
+            )
+        return runs
+
+    def _box(self, entry: Mapping[str, Any], name: str) -> list[float]:
+        if not entry.get("segmentation"):
+            raise ValueError(f"{name}: expected a bbox or a segmentation, got neither")
+        return self.masks.toBbox(self._runs(entry, name)).tolist()
+
+
+def _figures(precision: Floats, recall: Floats, limits: Sequence[int]) -> dict[str, float]:
+    """COCO's twelve of precision [T, R, K, 4, M] and recall [T, K, 4, M], whose -1 mean no ground truth."""
+
+    def mean(values: Floats) -> float:
+        known = values[values > -1]
+        return float(known.mean()) if known.size else math.nan
+
+    figures = {f"AP{name}": mean(precision[:, :, :, area, -1]) for name, area in AREAS.items()}
+    at = {"AP50": mean(precision[0, :, :, 0, -1]), "AP75": mean(precision[5, :, :, 0, -1])}
+    figures = {"AP": figures.pop("AP"), **at, **figures}
+    figures |= {f"AR{limit}": mean(recall[:, :, 0, m]) for m, limit in enumerate(limits)}
+    return figures | {f"AR{name}": mean(recall[:, :, area, -1]) for name, area in AREAS.items() if name}
+
+
+def _matches(
+    masks: Any,
+    kind: str,
+    images: Mapping[Any, Entry],
+    image_ids: Sequence[Any],
+    category_ids: set[int],
+    annotations: Sequence[Entry],
+    results: Sequence[Entry],
+) -> list[Matches]:
+    """The matches of every picture, the worst first."""
+    field = "segmentation" if kind == "segm" else "bbox"
+    truths: dict[Any, list[Entry]] = defaultdict(list)
+    claims: dict[Any, list[Entry]] = defaultdict(list)
+    for entry in annotations:
+        truths[entry["image_id"], entry["category_id"]].append(entry)
+    for entry in sorted(results, key=lambda result: -result["score"]):
+        if entry["score"] >= MATCH_SCORE:
+            claims[entry["image_id"], entry["category_id"]].append(entry)
+    pictures = {image: Matches(images[image], [], [], []) for image in image_ids}
+    for image, category in sorted({*truths, *claims}):
+        if image not in pictures or category not in category_ids:
+            continue
+        objects, claimed, matches = truths[image, category], claims[image, category], pictures[image]
+        crowd = [int(x["iscrowd"]) for x in objects]
+        overlaps = np.asarray(masks.iou([x[field] for x in claimed], [x[field] for x in objects], crowd))
+        overlaps = overlaps.reshape(len(claimed), len(objects))
+        free = [not x for x in crowd]
+        for claim, row in zip(claimed, overlaps, strict=True):
+            best = int(np.argmax(np.where(free, row, -1))) if any(free) else -1
+            if best >= 0 and row[best] >= MATCH_IOU:
+                free[best] = False
+                matches.found.append((objects[best], claim))
+            elif not np.any(row[np.array(crowd, bool)] >= MATCH_IOU):
+                matches.false.append(claim)
+        matches.missed.extend(x for x, unmatched in zip(objects, free, strict=True) if unmatched)
+    return sorted(pictures.values(), key=lambda m: (m.f1, -len(m.missed) - len(m.false)))

@@ -1,0 +1,94 @@
+"""Optimiser, learning rate, what is frozen, and the moving average of the weights."""
+
+import copy
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from ..model.backbone import MobileNetV2
+from ..model.mask_rcnn import MaskRCNN
+from .config import TrainConfig
+
+__all__ = ["MovingAverage", "freeze", "learning_rate", "make_optimizer", "training_mode"]
+
+WARMUP_FACTOR = 1e-3
+
+
+def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """SGD with momentum or AdamW, fused: it takes a ``found_inf`` from the device and skips that update there."""
+    matrices = [p for p in model.parameters() if p.requires_grad and p.dim() > 1]
+    vectors = [p for p in model.parameters() if p.requires_grad and p.dim() <= 1]
+    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=0.0, betas=(config.momentum, 0.999), fused=True)
+    return torch.optim.SGD(groups, lr=0.0, momentum=config.momentum, fused=True)
+
+
+def learning_rate(config: TrainConfig, iteration: int) -> float:
+    """The rate of an update, the first being 0; a function of the iteration alone, so that a run can go on."""
+    rate = config.learning_rate * config.batch / config.reference_batch
+    if iteration < config.warmup:
+        rate *= WARMUP_FACTOR + (1 - WARMUP_FACTOR) * iteration / config.warmup
+    if config.schedule == "step":
+        return rate * 0.1 ** sum(iteration >= step * config.iterations for step in config.steps)
+    if config.schedule == "cosine":
+        return rate * 0.5 * (1 + math.cos(math.pi * iteration / config.iterations))
+    return rate
+
+
+def freeze(model: MaskRCNN, config: TrainConfig, reused: Iterable[str]) -> None:
+    """Stop the gradients of the trunk's first stages, and of the norms that came with the weights, if so configured."""
+    trunk = model.backbone
+    if isinstance(trunk, MobileNetV2):
+        stages: list[list[nn.Module]] = [[]]
+        for number, block in trunk.blocks.items():
+            stages[-1].append(block)
+            if number in trunk.taps:
+                stages.append([])
+    else:
+        stages = [list(stage.children()) for stage in trunk.stages]
+    parts: list[list[nn.Module]] = [[trunk.stem], *stages]
+    for layers in parts[: config.frozen_stages]:
+        for part in layers:
+            part.requires_grad_(False)
+    if config.norms == "frozen":
+        known = set(reused)
+        for name, module in model.named_modules():
+            if isinstance(module, nn.BatchNorm2d) and f"{name}.running_var" in known:
+                module.requires_grad_(False)
+
+
+def training_mode(model: MaskRCNN) -> None:
+    """Training mode, but for the norms whose gradients are stopped: they keep their statistics."""
+    model.train()
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and not module.weight.requires_grad:
+            module.eval()
+
+
+class MovingAverage:
+    """An average of the weights over the last updates; it follows quickly at first.
+
+    Attributes:
+        model: in evaluation mode, with averaged weights.
+    """
+
+    def __init__(self, model: MaskRCNN, decay: float) -> None:
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.decay = decay
+
+    @torch.no_grad()
+    def update(self, model: MaskRCNN, iteration: int) -> None:
+        """Take in the weights after the update ``iteration``, the first being 0."""
+        share = 1 - min(self.decay, (1 + iteration) / (10 + iteration))
+        own, new = _floats(self.model), _floats(model)
+        torch._foreach_lerp_(own, new, share)
+        for ours, theirs in zip(self.model.buffers(), model.buffers(), strict=True):
+            if not ours.is_floating_point():
+                ours.copy_(theirs)
+
+
+def _floats(model: nn.Module) -> list[Tensor]:
+    return [tensor for tensor in model.state_dict().values() if tensor.is_floating_point()]

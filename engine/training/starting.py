@@ -1,0 +1,159 @@
+"""The model that training starts from: another model with its heads made anew, a trunk, or nothing."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..model import presets
+from ..model.checkpoints import load_model, locate
+from ..model.checkpoints.options import Options
+from ..model.checkpoints.trunk import load_trunk
+from ..model.config import MaskRCNNConfig, MobileNetV2Config
+from ..model.mask_rcnn import MaskRCNN
+
+__all__ = ["Start", "start"]
+
+
+@dataclass(frozen=True)
+class Start:
+    """A model to train and where its tensors are from.
+
+    Attributes:
+        model: in training mode, on the CPU.
+        source: what was read.
+        reused: names of the tensors that came from there, whole or by rows.
+        fresh: names of the tensors that begin at random.
+        unused: names in the file that have no place here.
+        notes: lines to print.
+    """
+
+    model: MaskRCNN
+    source: str
+    reused: tuple[str, ...]
+    fresh: tuple[str, ...]
+    unused: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def start(
+    weights: str | Path | None,
+    class_names: Sequence[str],
+    category_ids: Sequence[int],
+    *,
+    config: MaskRCNNConfig | None = None,
+    changes: Sequence[tuple[str, Any]] = (),
+    options: Options | None = None,
+    seed: int = 0,
+) -> Start:
+    """Make the model for a data set's classes.
+
+    Args:
+        weights: a Mask R-CNN checkpoint of any family, or its published name: all is kept but the rows of classes that
+            it does not know by name; an ImageNet classifier: the trunk is kept; None: nothing is.
+        class_names, category_ids: of the data set, in the order of the labels.
+        config: another architecture than that of the weights; what fits is kept.
+        changes: single values of the config, by dotted name, such as ``("mask_head.class_agnostic", True)``.
+        options: what a checkpoint's keys cannot say, and sizes and anchors to train with.
+        seed: of what begins at random.
+
+    Raises:
+        ValueError: a file that cannot be read or does not fit.
+    """
+    names, ids = tuple(class_names), tuple(category_ids)
+    options = options or Options()
+    state: dict[str, Tensor] = {}
+    old_classes: tuple[str, ...] = ()
+    source = "nothing: all begins at random"
+    unused: tuple[str, ...] = ()
+    base = config
+    if weights is not None:
+        path = locate(weights)
+        trunk = load_trunk(path)
+        if trunk is not None:
+            source, state, unused = f"the trunk of {path.name}", trunk.state, trunk.unused
+            mobile = isinstance(trunk.config, MobileNetV2Config)
+            base = base or (presets.mobilenet if mobile else presets.torchvision_v1)(names, ids)
+            base = replace(base, backbone=trunk.config)
+        else:
+            read = {k: v for k, v in vars(options).items() if v is not None and k not in ("classes", "category_ids")}
+            found = load_model(weights, **read)
+            source, state, old_classes = str(weights), found.state_dict(), found.config.class_names
+            base = base or found.config
+    base = options.apply(base or presets.torchvision_v1(names, ids))
+    base = replace(base, class_names=names, category_ids=ids)
+    for name, value in changes:
+        base = base.with_value(name, value)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = MaskRCNN(base)
+        _initialize(model)
+    return _filled(model.train(), source, state, old_classes, unused)
+
+
+def _initialize(model: MaskRCNN) -> None:
+    """As torchvision and Detectron2 agree: convolutions of the pyramid and linear layers by Xavier, masks by He."""
+    layers: list[nn.Module] = [*model.fpn.modules(), *model.box_head.fcs]
+    for layer in layers:
+        if isinstance(layer, (nn.Conv2d, nn.Linear)):
+            nn.init.kaiming_uniform_(layer.weight, a=1)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+    for layer in model.mask_head.modules() if model.mask_head else ():
+        if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+
+def _filled(
+    model: MaskRCNN, source: str, state: dict[str, Tensor], old_classes: tuple[str, ...], unused: tuple[str, ...]
+) -> Start:
+    own = model.state_dict()
+    reused: list[str] = []
+    fresh: list[str] = []
+    notes = [f"starting from {source}"]
+    classes = model.config.class_names
+    rows = {label: old_classes.index(name) for label, name in enumerate(classes) if name in old_classes}
+    for name, tensor in own.items():
+        found = state.get(name)
+        if found is None:
+            fresh.append(name)
+        elif (per_class := _rows_per_class(name, model)) and old_classes != model.config.class_names:
+            # Rows of classes known by name, and of the background, which is the last one.
+            with torch.no_grad():
+                for new, old in rows.items():
+                    tensor[new * per_class : (new + 1) * per_class] = found[old * per_class : (old + 1) * per_class]
+                if name.startswith("box_head.classes"):
+                    tensor[-1] = found[-1]
+            (reused if rows else fresh).append(name)
+        elif found.shape == tensor.shape:
+            tensor.copy_(found)
+            reused.append(name)
+        else:
+            fresh.append(name)
+            notes.append(f"{name}: {list(found.shape)} there, {list(tensor.shape)} here; begins at random")
+    model.load_state_dict(own)
+    left = tuple(name for name in state if name not in own)
+    if old_classes and old_classes != model.config.class_names:
+        kept = [model.config.class_names[label] for label in rows]
+        added = [name for name in model.config.class_names if name not in kept]
+        notes.append(f"classes kept: {', '.join(kept) or 'none'}; new: {', '.join(added) or 'none'}")
+    groups = sorted({name.split(".")[0] for name in fresh})
+    notes.append(f"{len(reused)} tensors reused, {len(fresh)} begin at random: {', '.join(groups)}")
+    return Start(model, source, tuple(reused), tuple(fresh), (*unused, *left), tuple(notes))
+
+
+def _rows_per_class(name: str, model: MaskRCNN) -> int:
+    """How many rows each class has in a tensor; 0 where it is not about classes."""
+    config = model.config
+    if name.startswith("box_head.classes."):
+        return 1
+    if name.startswith("box_head.deltas."):
+        return 0 if config.box_head.class_agnostic else 4
+    if name.startswith("mask_head.logits.") and config.mask_head:
+        return 0 if config.mask_head.class_agnostic else 1
+    return 0
