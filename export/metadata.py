@@ -1,4 +1,4 @@
-"""What an exported file says about itself: one JSON object under the key ``trimask`` of its metadata. Needs no torch."""
+"""What an exported file says about itself: one JSON object under ``trimask`` in its metadata. Needs no torch."""
 
 import json
 from dataclasses import dataclass, field

@@ -27,7 +27,6 @@ try:
     import onnx
     import onnx_ir as ir
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass, NameFixPass, TopologicalSortPass
-
     from onnxscript.version_converter import convert_version
 
     from .stages import add_pasting, add_preprocessing
@@ -130,7 +129,7 @@ def to_onnx(
         config=replace(model.config, detection=detection),
         masks="none" if model.mask_head is None else masks,
         preprocess=preprocess,
-        static=static,  # type: ignore[arg-type]
+        static=static,
         precision="float16" if half else "float32" if int8 is None else "int8",
         version=__version__,
         source=source,

@@ -1,7 +1,7 @@
 """The project's ops in standard ONNX operators, opset 18: the exporter raises that to the version wanted.
 
-Equal to the ops in every bit that ONNX Runtime's kernels allow: its suppression compares IoUs in float32 and breaks ties
-by index, its RoIAlign samples where torchvision's does.
+Equal to the ops in every bit that ONNX Runtime's kernels allow: its suppression compares IoUs in float32 and breaks
+ties by index, its RoIAlign samples where torchvision's does.
 """
 
 import math
@@ -10,13 +10,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from onnxscript import opset18 as op
+from onnxscript import opset18
 
-from ..kernels import suppression, roi_pooling  # noqa: F401  registers the ops
+from ..kernels import roi_pooling, suppression  # noqa: F401  registers the ops
 
 __all__ = ["translations"]
 
-FLOAT, INT64, BOOL = 1, 7, 9  # onnx.TensorProto's numbers
+op: Any = opset18  # whose own types are those of eager evaluation
+
+FLOAT, INT32, INT64 = 1, 6, 7  # onnx.TensorProto's numbers
 
 
 def translations(static: bool) -> dict[Callable[..., Any], Callable[..., Any]]:
@@ -75,7 +77,7 @@ def _segmented_nms(
     kept = op.ScatterND(op.Expand(nothing, op.Shape(scores)), place, values)
     best, index = op.TopK(kept, op.Constant(value_ints=[max_keep]))
     there = op.Greater(best, nothing)
-    count = op.ReduceSum(op.Cast(there, to=6), op.Constant(value_ints=[1]), keepdims=0)
+    count = op.ReduceSum(op.Cast(there, to=INT32), op.Constant(value_ints=[1]), keepdims=0)
     return op.Where(there, index, op.Constant(value_int=-1)), count
 
 
@@ -92,14 +94,24 @@ def _pool_by_level(
 ) -> Any:
     rois, images, level = _rois(boxes, counts, thresholds)
     shape = op.Concat(
-        op.Shape(rois, start=0, end=1), op.Shape(features[0], start=1, end=2), op.Constant(value_ints=output_size), axis=0
+        op.Shape(rois, start=0, end=1),
+        op.Shape(features[0], start=1, end=2),
+        op.Constant(value_ints=output_size),
+        axis=0,
     )
     pooled = op.Expand(op.Constant(value_float=0.0), shape)
     for i, (feature, scale) in enumerate(zip(features, scales, strict=True)):
         rows = op.NonZero(op.Equal(level, op.Constant(value_int=i)))  # [1, n]
         place = op.Transpose(rows, perm=[1, 0])  # [n, 1]
         part = _roi_align(
-            feature, op.GatherND(rois, place), op.GatherND(images, place), scale, output_size, sampling_ratio, aligned, mode
+            feature,
+            op.GatherND(rois, place),
+            op.GatherND(images, place),
+            scale,
+            output_size,
+            sampling_ratio,
+            aligned,
+            mode,
         )
         pooled = op.ScatterND(pooled, place, part)
     return _per_image(pooled, boxes, features[0])
