@@ -13,12 +13,12 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
-from ..model.config import DetectionConfig, MaskRCNNConfig
+from ..model.config import DetectionConfig, MaskRCNNConfig, ResizeConfig
 from ..pictures.reading import Picture, expand, read
 from .pipeline import Decoded, Pipeline
 from .result import Result
 
-__all__ = ["Predicting", "limits"]
+__all__ = ["Handle", "Predicting", "limits", "with_resize"]
 
 
 class Handle(Protocol):
@@ -138,6 +138,16 @@ def limits(config: DetectionConfig, score: float | None, max_detections: int | N
             raise ValueError(f"max_detections: expected at least 1, got {max_detections}")
         config = replace(config, max_detections=int(max_detections))
     return config
+
+
+def with_resize(config: MaskRCNNConfig, wanted: int | ResizeConfig) -> MaskRCNNConfig:
+    """The config with another resize policy, or another short side, with which the long one grows in proportion."""
+    if not isinstance(wanted, ResizeConfig):
+        if wanted < 1:
+            raise ValueError(f"resize: expected a short side of at least 1 pixel, got {wanted}")
+        old = config.input.resize
+        wanted = replace(old, min_size=wanted, max_size=round(old.max_size * wanted / old.min_size))
+    return replace(config, input=replace(config.input, resize=wanted))
 
 
 def _finish(pending: Handle, run_lengths: bool) -> list[Result]:

@@ -18,7 +18,7 @@ from .capture import CudaRecorder, GraphRunner, Then, run_eagerly
 from .execution import RUN_CAPACITY, Pending, infer, infer_boxes, submit, then_masks
 from .graph import optimize
 from .pipeline import Decoded
-from .predicting import Predicting, limits
+from .predicting import Predicting, limits, with_resize
 
 __all__ = ["Predictor", "load"]
 
@@ -71,9 +71,7 @@ class Predictor(Predicting):
         self.dtype = dtype
         self.config = model.config
         if resize is not None:
-            self.config = replace(
-                self.config, input=replace(self.config.input, resize=_resize(resize, self.config.input.resize))
-            )
+            self.config = with_resize(self.config, resize)
         if size_multiple is not None:
             own = self.config.input.size_divisible
             if size_multiple < 1 or size_multiple % own:
@@ -174,11 +172,3 @@ def _device(wanted: str | torch.device) -> torch.device:
     if device.type == "meta":
         raise ValueError("device: expected one that computes, got 'meta'")
     return device
-
-
-def _resize(wanted: int | ResizeConfig, config: ResizeConfig) -> ResizeConfig:
-    if isinstance(wanted, ResizeConfig):
-        return wanted
-    if wanted < 1:
-        raise ValueError(f"resize: expected a short side of at least 1 pixel, got {wanted}")
-    return replace(config, min_size=wanted, max_size=round(config.max_size * wanted / config.min_size))
