@@ -14,7 +14,7 @@ _PUBLIC = {
     "Metadata": ".metadata",
     "Runtime": ".runtime",
     "to_onnx": ".onnx",
-    "verify": ".verify",
+    "verify": ".verification",
 }
 
 __all__ = list(_PUBLIC)

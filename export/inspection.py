@@ -45,8 +45,8 @@ def inspect(data: bytes | memoryview, path: Path) -> Metadata:
         for number, value in _fields(view):
             if number == _METADATA and isinstance(value, memoryview):
                 entry = dict(_fields(value))
-                if bytes(entry.get(1, b"")) == KEY.encode():  # type: ignore[arg-type]
-                    text = bytes(entry.get(2, b"")).decode()  # type: ignore[arg-type]
+                if bytes(entry.get(1, b"")) == KEY.encode():
+                    text = bytes(entry.get(2, b"")).decode()
     except (IndexError, UnicodeDecodeError, RecursionError):
         raise ValueError(f"{path}: expected an ONNX file, got a damaged one or something else") from None
     if text is None:

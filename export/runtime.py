@@ -102,11 +102,12 @@ class Runtime(Predicting):
             for picture in pictures:
                 yield {"picture": picture}
             return
-        together, *fixed = self.about.static or (len(pictures),)
+        static = self.about.static
+        together = len(pictures) if static is None else static[0]
         for first in range(0, len(pictures), together):
             part = pictures[first : first + together]
             part += [np.zeros((1, 1, 3), np.uint8)] * (together - len(part))
-            image, image_sizes, original_sizes = make_batch(part, self.config.input, tuple(fixed) or None)
+            image, image_sizes, original_sizes = make_batch(part, self.config.input, static and static[1:])
             yield {"image": image, "image_sizes": image_sizes, "original_sizes": original_sizes}
 
 
@@ -129,9 +130,11 @@ class _Done:
         scores = found["scores"][row, : int(found["num_detections"][row])]
         n = min(int((scores > np.float32(self.detection.score_threshold)).sum()), self.detection.max_detections)
         labels = found["labels"][row, :n].copy()
-        masks = found["masks"][row, :n] if "masks" in found else None
-        whole = masks is not None and masks.dtype == np.bool_
         height, width = picture.size
+        masks = found["masks"][row, :n] if "masks" in found else None
+        probabilities, runs = masks, None
+        if masks is not None and masks.dtype == np.bool_:
+            probabilities, runs = None, [runs_of_mask(mask[:height, :width]) for mask in masks]
         return Result(
             boxes=found["boxes"][row, :n].copy(),
             scores=scores[:n].copy(),
@@ -139,8 +142,8 @@ class _Done:
             size=picture.size,
             names=[self.config.class_names[label] for label in labels],
             category_ids=np.array(self.config.category_ids, np.int64)[labels],
-            mask_probabilities=None if masks is None or whole else masks.copy(),
-            mask_runs=[runs_of_mask(mask[:height, :width]) for mask in masks] if whole else None,
+            mask_probabilities=None if probabilities is None else probabilities.copy(),
+            mask_runs=runs,
             rule=self.config.paste,
             picture=picture.array,
             path=picture.path,
