@@ -186,7 +186,7 @@ def network(model: MaskRCNN, about: Metadata) -> "ir.Model":
             program,
             dynamo=True,
             opset_version=OPSETS[0],
-            custom_translation_table=translations(fixed),
+            custom_translation_table=translations(),
             input_names=INPUTS,
             output_names=OUTPUTS[: 5 if graph.masks else 4],
             verbose=False,

@@ -21,19 +21,14 @@ op: Any = opset18  # whose own types are those of eager evaluation
 FLOAT, INT32, INT64 = 1, 6, 7  # onnx.TensorProto's numbers
 
 
-def translations(static: bool) -> dict[Callable[..., Any], Callable[..., Any]]:
-    """What to give the exporter as ``custom_translation_table``.
-
-    Args:
-        static: pool every RoI from every level, empty where it does not belong, and add up, so that no shape depends on
-            the data.
-    """
-    ops = torch.ops.trimask
+def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
+    """What to give the exporter as ``custom_translation_table``."""
     return {
         torch.ops.aten.remainder.Scalar: _remainder,
         torch.ops.aten.sort.stable: _stable_sort,
-        ops.segmented_nms.default: _segmented_nms,
-        ops.pyramid_roi_align.default: _pool_everywhere if static else _pool_by_level,
+        torch.ops.trimask.segmented_nms.default: _segmented_nms,
+        torch.ops.trimask.pyramid_roi_align.default: _pyramid_roi_align,
+        torch.ops.trimask.pool_live.default: _pool_live,
     }
 
 
@@ -81,7 +76,7 @@ def _segmented_nms(
     return op.Where(there, index, op.Constant(value_int=-1)), count
 
 
-def _pool_by_level(
+def _pool_live(
     features: Sequence[Any],
     boxes: Any,
     counts: Any,
@@ -90,34 +85,18 @@ def _pool_by_level(
     output_size: Sequence[int],
     sampling_ratio: int,
     aligned: bool,
-    mode: str,
-) -> Any:
+) -> tuple[Any, Any]:
     rois, images, level = _rois(boxes, counts, thresholds)
-    shape = op.Concat(
-        op.Shape(rois, start=0, end=1),
-        op.Shape(features[0], start=1, end=2),
-        op.Constant(value_ints=output_size),
-        axis=0,
-    )
-    pooled = op.Expand(op.Constant(value_float=0.0), shape)
+    parts, rows = [], []
     for i, (feature, scale) in enumerate(zip(features, scales, strict=True)):
-        rows = op.NonZero(op.Equal(level, op.Constant(value_int=i)))  # [1, n]
-        place = op.Transpose(rows, perm=[1, 0])  # [n, 1]
-        part = _roi_align(
-            feature,
-            op.GatherND(rois, place),
-            op.GatherND(images, place),
-            scale,
-            output_size,
-            sampling_ratio,
-            aligned,
-            mode,
-        )
-        pooled = op.ScatterND(pooled, place, part)
-    return _per_image(pooled, boxes, features[0])
+        row = op.Reshape(op.NonZero(op.Equal(level, op.Constant(value_int=i))), op.Constant(value_ints=[-1]))
+        own = op.Gather(rois, row), op.Gather(images, row)
+        parts.append(_roi_align(feature, *own, scale, output_size, sampling_ratio, aligned, "avg"))
+        rows.append(row)
+    return op.CastLike(op.Concat(*parts, axis=0), features[0]), op.Concat(*rows, axis=0)
 
 
-def _pool_everywhere(
+def _pyramid_roi_align(
     features: Sequence[Any],
     boxes: Any,
     counts: Any,
@@ -128,6 +107,7 @@ def _pool_everywhere(
     aligned: bool,
     mode: str,
 ) -> Any:
+    """Every RoI from every level, empty where it does not belong: no shape depends on the data."""
     rois, images, level = _rois(boxes, counts, thresholds)
     zero = op.Constant(value_float=0.0)
     parts = []
@@ -136,7 +116,9 @@ def _pool_everywhere(
         own = op.Where(op.Unsqueeze(here, op.Constant(value_ints=[1])), rois, zero)
         part = _roi_align(feature, own, images, scale, output_size, sampling_ratio, aligned, mode)
         parts.append(op.Where(op.Unsqueeze(here, op.Constant(value_ints=[1, 2, 3])), part, zero))
-    return _per_image(op.Sum(*parts), boxes, features[0])
+    pooled = op.Sum(*parts)
+    shape = op.Concat(op.Shape(boxes, start=0, end=2), op.Shape(pooled, start=1, end=4), axis=0)
+    return op.CastLike(op.Reshape(pooled, shape), features[0])
 
 
 def _rois(boxes: Any, counts: Any, thresholds: Sequence[float]) -> tuple[Any, Any, Any]:
@@ -179,12 +161,6 @@ def _roi_align(
         sampling_ratio=max(sampling_ratio, 0),
         spatial_scale=scale,
     )
-
-
-def _per_image(pooled: Any, boxes: Any, feature: Any) -> Any:
-    """`[B * R, C, h, w]` as `[B, R, C, h, w]`, in the features' dtype."""
-    shape = op.Concat(op.Shape(boxes, start=0, end=2), op.Shape(pooled, start=1, end=4), axis=0)
-    return op.CastLike(op.Reshape(pooled, shape), feature)
 
 
 def _float32_not_above(x: float) -> float:

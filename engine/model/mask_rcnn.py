@@ -15,7 +15,7 @@ from .fpn import FPN, STRIDES
 from .heads import BoxHead, MaskHead, select_detections
 from .rpn import RPN
 
-__all__ = ["Detections", "MaskRCNN", "no_mark"]
+__all__ = ["Detections", "MaskRCNN", "no_mark", "to_original"]
 
 
 class Detections(NamedTuple):
@@ -95,9 +95,8 @@ class MaskRCNN(nn.Module):
         *,
         detection: DetectionConfig,
         mark: Callable[[str], None] = no_mark,
-        select: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]] = select_detections,
     ) -> tuple[list[Tensor], Tensor, Detections]:
-        """All but the masks; arguments as in :meth:`forward`, and ``select``, another way to choose detections.
+        """All but the masks; arguments as in :meth:`forward`.
 
         Returns:
             The pyramid, the boxes in the network's frame [B, D, 4], and the detections without masks.
@@ -112,8 +111,8 @@ class MaskRCNN(nn.Module):
         proposals = proposals[:, : _live(count, proposals.shape[1])]
         pooled = self.pool(pyramid, proposals, count, self.config.box_head.resolution)  # [B, R, C, 7, 7]
         class_logits, box_deltas = (x.unflatten(0, pooled.shape[:2]) for x in self.box_head(pooled.flatten(0, 1)))
-        boxes, scores, labels, _ = select(class_logits, box_deltas, proposals, count, image_sizes, detection)
-        boxes, original, scores, labels, count = _to_original(boxes, scores, labels, image_sizes, original_sizes)
+        boxes, scores, labels, _ = select_detections(class_logits, box_deltas, proposals, count, image_sizes, detection)
+        boxes, original, scores, labels, count = to_original(boxes, scores, labels, image_sizes, original_sizes)
         mark("boxes")
         live = _live(count, boxes.shape[1])
         found = Detections(original[:, :live], scores[:, :live], labels[:, :live], None, count)
@@ -162,7 +161,7 @@ def _live(count: Tensor, capacity: int) -> int:
     return max(1, min(capacity, int(count.max())))
 
 
-def _to_original(
+def to_original(
     boxes: Tensor, scores: Tensor, labels: Tensor, image_sizes: Tensor, original_sizes: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Add the boxes in the original frame, drop detections that are empty there, keeping the order, and count.
