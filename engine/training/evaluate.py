@@ -23,7 +23,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["BACKENDS", "KINDS", "Curve", "Entry", "Evaluation", "Matches", "evaluate", "read_json"]
+from .data import read_json
+
+__all__ = ["BACKENDS", "KINDS", "Curve", "Entry", "Evaluation", "Matches", "evaluate", "read_results"]
 
 Entry = dict[str, Any]  # an annotation, a detection or an image of a COCO file
 Floats = NDArray[np.float64]
@@ -153,10 +155,8 @@ def evaluate(
     if max_detections < 1:
         raise ValueError(f"max_detections: expected at least 1, got {max_detections}")
     coco, evaluator, masks = _tools(backend)
-    content = read_json(ground_truth) if isinstance(ground_truth, (str, Path)) else ground_truth
-    found = read_json(detections) if isinstance(detections, (str, Path)) else list(detections)
-    if not isinstance(found, list):
-        raise ValueError(f"detections: expected a list of COCO results, got a {type(found).__name__}")
+    content = read_json(Path(ground_truth)) if isinstance(ground_truth, (str, Path)) else ground_truth
+    found = read_results(detections) if isinstance(detections, (str, Path)) else list(detections)
 
     images = {image["id"]: image for image in content["images"]}
     categories = sorted(content["categories"], key=lambda category: category["id"])
@@ -200,16 +200,19 @@ def evaluate(
     return Evaluation(summary, per_class, curves, worst, notes)
 
 
-def read_json(path: Path | str) -> Any:
-    """The content of a JSON file.
+def read_results(path: Path | str) -> list[Entry]:
+    """The detections in a COCO results file.
 
     Raises:
-        ValueError: it is none; the text names the file.
+        ValueError: it holds no list of them; the text names the file.
     """
     try:
-        return json.loads(Path(path).read_bytes())
+        found = json.loads(Path(path).read_bytes())
     except ValueError as error:
-        raise ValueError(f"{path}: expected JSON, got something else ({error})") from None
+        raise ValueError(f"{path}: expected COCO results, got something that is not JSON ({error})") from None
+    if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
+        raise ValueError(f"{path}: expected COCO results, a list of detections, got a {type(found).__name__}")
+    return found
 
 
 def _tools(backend: str) -> tuple[Any, Any, Any]:

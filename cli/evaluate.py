@@ -1,0 +1,278 @@
+"""``trimask eval``: COCO's average precision of a model on a data set, or of detections from anywhere."""
+
+import argparse
+import json
+import math
+import multiprocessing
+import os
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from .. import __version__
+from ..engine.model.files import write_whole
+from .console import open_console, progress
+from .options import Verbs, add_checkpoint_options, add_device_options, add_verb, checkpoint_options, load
+
+if TYPE_CHECKING:
+    from ..engine.training.detection import Source
+    from ..engine.training.evaluate import Evaluation
+
+__all__ = ["add", "run"]
+
+FIELDS = {"bbox": "bbox", "segm": "segmentation"}  # what a detection needs for each kind
+TITLES = {"bbox": "boxes", "segm": "masks"}
+Found = dict[Any, list[dict[str, Any]]]  # the detections of each image id
+PARTS = ("val2017", "val2014", "val")  # of a data set's folder, the first that is there
+
+
+def add(verbs: Verbs) -> None:
+    evaluate = add_verb(
+        verbs,
+        "eval",
+        run,
+        "measure COCO's average precision on a data set",
+        "Writes detections.json, metrics.json, curves.png (needs matplotlib) and worst.jpg, the pictures with the\n"
+        "lowest F1. Several processes share the work with --processes, or under torchrun.\n\n"
+        "examples:\n"
+        "  trimask eval --weights detectron2/mask_rcnn_R_50_FPN_3x --data COCO/\n"
+        "  trimask eval --weights mine.safetensors --data instances_val.json --images photos/ --workers 4\n"
+        "  trimask eval --detections results.json --data instances_val.json",
+    )
+    evaluate.add_argument(
+        "--weights", "-w", default="people", help="checkpoint or published name (%(default)s, bundled)"
+    )
+    evaluate.add_argument(
+        "--detections", type=Path, metavar="JSON", help="a COCO results file to score, instead of a model"
+    )
+    evaluate.add_argument(
+        "--data",
+        type=Path,
+        required=True,
+        help="COCO annotation file, or a folder with annotations/instances_val2017.json",
+    )
+    evaluate.add_argument(
+        "--images", type=Path, metavar="DIR", help="folder of the pictures (in a data set's folder: found)"
+    )
+    evaluate.add_argument("--categories", nargs="+", metavar="NAME", help="count these alone (all of the data set)")
+    evaluate.add_argument("--kinds", nargs="+", choices=tuple(FIELDS), help="bbox, segm (what the detections have)")
+    evaluate.add_argument("--score", type=float, help="lowest score to count (the model's own, as published AP has it)")
+    evaluate.add_argument(
+        "--max-detections", type=int, metavar="N", help="per picture (the model's own), and of a class in it (100)"
+    )
+    evaluate.add_argument("--resize", type=int, metavar="PIXELS", help="short side inside the network (the model's)")
+    evaluate.add_argument("--batch-size", type=int, default=1, metavar="N", help="pictures at a time (%(default)s)")
+    evaluate.add_argument(
+        "--workers", type=int, default=0, metavar="N", help="threads that read pictures (%(default)s)"
+    )
+    evaluate.add_argument("--processes", type=int, default=1, metavar="N", help="that share the pictures (%(default)s)")
+    evaluate.add_argument("--backend", choices=("pycocotools", "faster"), default="pycocotools", help="(%(default)s)")
+    evaluate.add_argument("--output", "-o", type=Path, help="folder to write to (evaluation)")
+    evaluate.add_argument("--json", action="store_true", help="figures as JSON on stdout; files only with --output")
+    add_device_options(evaluate)
+    add_checkpoint_options(evaluate)
+
+
+def run(options: argparse.Namespace) -> int:
+    from ..engine.training.data import read_json
+    from ..engine.training.detection import sources
+    from ..engine.training.evaluate import evaluate, read_results
+
+    if min(options.batch_size, options.processes) < 1:
+        raise ValueError("batch-size, processes: expected at least 1 each")
+    annotations, images = _data_set(options.data, options.images)
+    content = read_json(annotations)
+    categories = _categories(content, options.categories)
+    pictures = sources(content, images) if images else []
+    if options.detections:
+        found = read_results(options.detections)
+        if options.categories:
+            found = [entry for entry in found if entry["category_id"] in categories]
+    elif images is None:
+        raise ValueError("images: expected the folder of the pictures (--images DIR), got none")
+    else:
+        by_id = _detected(options, pictures, {category["id"]: category["name"] for category in content["categories"]})
+        if by_id is None:
+            return 0  # the first process goes on with what all have found
+        found = [x for picture in pictures for x in by_id[picture.image_id] if x["category_id"] in categories]
+    kinds = options.kinds or [kind for kind, field in FIELDS.items() if all(field in entry for entry in found)]
+    evaluation = evaluate(
+        found,
+        content,
+        category_ids=categories,
+        max_detections=options.max_detections or 100,
+        kinds=kinds or tuple(FIELDS),
+        backend=options.backend,
+    )
+    facts = _facts(options, annotations, len(content["images"]), len(found)) | evaluation.to_json()
+    output = options.output or (None if options.json else Path("evaluation"))
+    written = _write(output, evaluation, facts, pictures, None if options.detections else found) if output else []
+    if options.json:
+        print(json.dumps(facts))
+    else:
+        console = open_console()
+        _print(console, evaluation, facts)
+        console.print(f"wrote {', '.join(map(str, written))}", soft_wrap=True)
+    return 0
+
+
+def _data_set(data: Path, images: Path | None) -> tuple[Path, Path | None]:
+    """The annotation file and the folder of its pictures, if it is known."""
+    if not data.is_dir():
+        return data, images
+    for part in PARTS:
+        annotations = data / "annotations" / f"instances_{part}.json"
+        if annotations.is_file():
+            folders = [folder for folder in (data / part, data / "images" / part, data / "images") if folder.is_dir()]
+            return annotations, images or next(iter(folders), None)
+    expected = ", ".join(f"instances_{part}.json" for part in PARTS)
+    raise ValueError(f"data: expected one of {expected} in {data / 'annotations'}, found none")
+
+
+def _categories(content: Mapping[str, Any], names: Sequence[str] | None) -> set[int]:
+    """The ids of the categories that count."""
+    known = {category["name"]: category["id"] for category in content["categories"]}
+    unknown = [name for name in names or () if name not in known]
+    if unknown:
+        raise ValueError(f"categories: expected some of {', '.join(known)}, got {', '.join(unknown)}")
+    return {known[name] for name in names or known}
+
+
+def _detected(options: argparse.Namespace, pictures: Sequence["Source"], categories: Mapping[int, str]) -> Found | None:
+    """The detections of each image id, made by as many processes as there are; None in all but the first."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        if options.processes > 1:
+            raise ValueError(f"processes: expected 1 under torchrun, which starts them, got {options.processes}")
+        return _gathered(options, pictures, categories)
+    if options.processes == 1:
+        return _share(options, pictures, categories, 0, 1)
+    count = options.processes
+    pool = ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("spawn"))
+    try:
+        shares = [pool.submit(_share, options, pictures, categories, n, count) for n in range(count)]
+        return {image: entries for share in shares for image, entries in share.result().items()}
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _gathered(options: argparse.Namespace, pictures: Sequence["Source"], categories: Mapping[int, str]) -> Found | None:
+    """One of the processes that torchrun started: its share, then those of all."""
+    import torch
+
+    from ..engine.training.distributed import processes
+
+    with processes(options.device or ("cuda" if torch.cuda.is_available() else "cpu")) as group:
+        options.device = str(group.device)
+        shares = group.gather(_share(options, pictures, categories, group.rank, group.count))
+        return {image: found for share in shares for image, found in share.items()} if group.first else None
+
+
+def _share(
+    options: argparse.Namespace, pictures: Sequence["Source"], categories: Mapping[int, str], rank: int, world: int
+) -> Found:
+    """The detections of every so-manieth batch; batches are the same however many processes there are."""
+    import torch
+
+    from ..engine.training.detection import detect
+
+    if options.processes > 1:
+        torch.set_num_threads(max(torch.get_num_threads() // options.processes, 1))
+    predictor = load(
+        options,
+        options.weights,
+        max_detections=options.max_detections,
+        resize=options.resize,
+        **checkpoint_options(options),
+    )
+    classes = dict(zip(predictor.config.category_ids, predictor.config.class_names, strict=True))
+    _compare(classes, categories, options.categories is not None, quiet=rank > 0)
+    mine = [picture for n, picture in enumerate(pictures) if n // options.batch_size % world == rank]
+    stream = detect(predictor.predict, mine, batch_size=options.batch_size, workers=options.workers)
+    if rank == 0:
+        stream = progress(stream, len(mine), "detecting")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a picture that cannot be read is an error here
+        return {picture.image_id: entries for picture, entries in zip(mine, stream, strict=True)}
+
+
+def _compare(classes: Mapping[int, str], categories: Mapping[int, str], chosen: bool, quiet: bool) -> None:
+    """Complain where the model means other things than the data set."""
+    # torchvision's models have classes for the gaps in COCO's ids, which no picture ever showed.
+    known = {number: name for number, name in classes.items() if not name.startswith("N/A")}
+    unknown = [f"{number} {name}" for number, name in known.items() if number not in categories]
+    if unknown and not chosen:
+        there = ", ".join(f"{number} {name}" for number, name in categories.items())
+        raise ValueError(
+            f"weights: expected classes of the data set ({there}), got {', '.join(unknown)} besides; "
+            "to count only some: --categories NAME ..."
+        )
+    for number, name in known.items():
+        there = categories.get(number, name)
+        if not quiet and name.casefold() != there.casefold() and not name.startswith("class_"):
+            print(f"trimask: category {number} is {name!r} to the model and {there!r} in the data", file=sys.stderr)
+
+
+def _facts(options: argparse.Namespace, annotations: Path, pictures: int, detections: int) -> dict[str, Any]:
+    """What the figures are of."""
+    facts: dict[str, Any] = {"trimask": __version__, "data": str(annotations), "pictures": pictures}
+    facts |= {"detections": detections, "max_detections": options.max_detections or 100}
+    if options.detections:
+        return facts | {"source": str(options.detections)}
+    names = ("weights", "dtype", "device", "score", "resize", "batch_size")
+    return facts | {name: getattr(options, name) for name in names} | checkpoint_options(options)
+
+
+def _write(
+    output: Path,
+    evaluation: "Evaluation",
+    facts: Mapping[str, Any],
+    pictures: Sequence["Source"],
+    found: list[dict[str, Any]] | None,
+) -> list[Path]:
+    from ..engine.training.plots import draw_curves, draw_worst
+
+    def write_json(path: Path, content: Any) -> Path:
+        text = json.dumps(content, allow_nan=False).encode()
+        return write_whole(path, lambda file: file.write(text))
+
+    output.mkdir(parents=True, exist_ok=True)
+    written = [write_json(output / "metrics.json", facts)]
+    if found is not None:
+        written.append(write_json(output / "detections.json", found))
+    try:
+        written.append(draw_curves(evaluation, output / "curves.png"))
+    except ImportError as error:
+        print(f"trimask: no curves: {error}", file=sys.stderr)
+    sheet = draw_worst(evaluation, pictures, output / "worst.jpg") if pictures else None
+    return written if sheet is None else [*written, sheet]
+
+
+def _print(console: Console, evaluation: "Evaluation", facts: Mapping[str, Any]) -> None:
+    for note in evaluation.notes:
+        console.print(f"note: {note}", soft_wrap=True)
+    console.print(f"{facts['pictures']} pictures, {facts['detections']} detections")
+    kinds = list(evaluation.curves)
+    table = Table("points", *(TITLES[kind] for kind in kinds), box=None, pad_edge=False)
+    for name in (key.partition("_")[2] for key in evaluation.summary if key.startswith(kinds[0])):
+        table.add_row(name, *(_points(evaluation.summary[f"{kind}_{name}"]) for kind in kinds))
+    classes = Table("class", "objects", box=None, pad_edge=False)
+    for kind in kinds:
+        for name in ("AP", "AP50"):
+            classes.add_column(f"{TITLES[kind]} {name}")
+    for row in evaluation.per_class:
+        figures = (_points(row[f"{kind}_{name}"]) for kind in kinds for name in ("AP", "AP50"))
+        classes.add_row(row["name"], str(row["objects"]), *figures)
+    for each in (table, classes):
+        for column in each.columns[1:]:
+            column.justify = "right"
+        console.print(each)
+
+
+def _points(figure: float) -> str:
+    return "-" if math.isnan(figure) else f"{100 * figure:.2f}"
