@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .console import open_console, print_result, progress
-from .options import Verbs, add_checkpoint_options, add_model_options, add_verb, checkpoint_options, load
+from .options import DTYPES, Verbs, add_checkpoint_options, add_model_options, add_verb, checkpoint_options, load
 
 if TYPE_CHECKING:
+    from ..engine.inference.predicting import Predicting
     from ..engine.inference.result import Result
 
 __all__ = ["add", "run"]
@@ -26,11 +27,12 @@ def add(verbs: Verbs) -> None:
         "examples:\n"
         "  trimask predict photo.jpg\n"
         "  trimask predict photos/ more/*.png --weights r50.safetensors --score 0.7 --output found/\n"
+        "  trimask predict model.onnx photos/                 (no torch needed)\n"
         "  trimask predict photos/ --json > found.jsonl",
     )
     predict.add_argument("sources", nargs="+", metavar="PICTURE", help="pictures, folders, or quoted patterns")
     predict.add_argument(
-        "--weights", "-w", default="people", help="checkpoint or published name (%(default)s, bundled)"
+        "--weights", "-w", help="checkpoint, published name, or what `trimask export` wrote (people, bundled)"
     )
     predict.add_argument("--output", "-o", type=Path, help="folder for overlays and detections.json (trimask-output)")
     predict.add_argument("--no-overlays", action="store_true", help="write detections.json alone")
@@ -56,14 +58,10 @@ def run(options: argparse.Namespace) -> int:
     from ..engine.pictures.reading import expand
 
     console = open_console()
+    if options.weights is None and options.sources[0].endswith(".onnx"):
+        options.weights = options.sources.pop(0)
     sources = list(expand(options.sources))
-    predictor = load(
-        options,
-        options.weights,
-        max_detections=options.max_detections,
-        resize=options.resize,
-        **checkpoint_options(options),
-    )
+    predictor = _predictor(options, options.weights or "people")
     output = options.output or (None if options.json else Path("trimask-output"))
     if output:
         output.mkdir(parents=True, exist_ok=True)
@@ -94,6 +92,20 @@ def run(options: argparse.Namespace) -> int:
             if not options.json:
                 console.print(f"{len(good)} of {len(sources)} pictures; {written}", soft_wrap=True)
     return 0 if len(good) == len(sources) else 1
+
+
+def _predictor(options: argparse.Namespace, weights: str) -> "Predicting":
+    limits = {"max_detections": options.max_detections, "resize": options.resize}
+    given = checkpoint_options(options)
+    if not weights.endswith(".onnx"):
+        return load(options, weights, **limits, **given)
+    if given or options.dtype != DTYPES[0]:
+        raise ValueError(f"{weights}: expected no options of checkpoints and no dtype beside an exported file")
+    from ..export.runtime import Runtime
+
+    runtime = Runtime(weights, device=options.device, score=options.score, **limits)
+    print(f"trimask: {weights} runs on {runtime.provider}", file=sys.stderr)
+    return runtime
 
 
 def _unique_names(sources: Iterable[Path]) -> list[str]:

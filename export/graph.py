@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ..engine.inference.graph import fold
 from ..engine.model.config import DetectionConfig
 from ..engine.model.fpn import STRIDES
-from ..engine.model.heads import BoxHead, MaskHead, candidates
+from ..engine.model.heads import BoxHead, candidates
 from ..engine.model.mask_rcnn import MaskRCNN, to_original
 from ..kernels import segmented_nms
 from ..kernels.registration import register
@@ -98,15 +98,14 @@ class ExportGraph(nn.Module):
         outputs = count, original, scores, torch.where(there, labels, -1)
         if not self.masks:
             return outputs
-        head, mask_config = model.mask_head, config.mask_head
-        assert head is not None
-        assert mask_config is not None
+        assert config.mask_head is not None
         chosen = labels.flatten()
 
-        def masks(features: Tensor, rows: Tensor | None, head: MaskHead = head) -> tuple[Tensor]:
-            return (head(features, chosen if rows is None else chosen[rows]).float().sigmoid(),)
+        def masks(features: Tensor, rows: Tensor | None) -> tuple[Tensor]:
+            assert model.mask_head is not None
+            return (model.mask_head(features, chosen if rows is None else chosen[rows]).float().sigmoid(),)
 
-        (probabilities,) = self._per_box(masks, pyramid, boxes, count, mask_config.resolution)
+        (probabilities,) = self._per_box(masks, pyramid, boxes, count, config.mask_head.resolution)
         return *outputs, probabilities * there[..., None, None]
 
     def _per_box(

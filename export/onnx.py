@@ -26,7 +26,12 @@ from .metadata import KEY, MASKS, Metadata, contract_text
 try:
     import onnx
     import onnx_ir as ir
-    from onnx_ir.passes.common import ClearMetadataAndDocStringPass, NameFixPass, TopologicalSortPass
+    from onnx_ir.passes.common import (
+        ClearMetadataAndDocStringPass,
+        NameFixPass,
+        RemoveUnusedOpsetsPass,
+        TopologicalSortPass,
+    )
     from onnxscript.version_converter import convert_version
 
     from .stages import add_pasting, add_preprocessing
@@ -138,7 +143,7 @@ def to_onnx(
     if int8 is not None:
         from .quantization import quantize
 
-        core = quantize(core, about.config, int8, static)
+        core = quantize(core, about.config.input, int8, static)
     exported = finish(core, about, opset)
     data = exported.SerializeToString()
     write_whole(path, lambda file: file.write(data))
@@ -160,6 +165,7 @@ def finish(core: "ir.Model", about: Metadata, opset: int) -> "onnx.ModelProto":
     convert_version(core, opset)
     ClearMetadataAndDocStringPass()(core)  # the exporter notes lines of source code and paths of this machine
     NameFixPass()(core)
+    RemoveUnusedOpsetsPass()(core)  # the quantiser leaves one
     core.metadata_props.clear()
     core.metadata_props[KEY] = about.to_json()
     core.doc_string = contract_text(about)
