@@ -150,7 +150,8 @@ class _BoxHead(nn.Module):
     def __init__(self, head: BoxHead, resolution: int) -> None:
         super().__init__()
         self.convs, self.fcs, self.classes, self.deltas = head.convs, head.fcs, head.classes, head.deltas
-        for layer in self.fcs[:1] or (self.classes, self.deltas):
+        for layer in [*self.fcs[:1]] or [self.classes, self.deltas]:
+            assert isinstance(layer, nn.Linear)
             cells = layer.weight.unflatten(1, (resolution, resolution, -1))  # [out, h, w, C]
             layer.weight = nn.Parameter(cells.permute(0, 3, 1, 2).flatten(1).contiguous(), requires_grad=False)
 

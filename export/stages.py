@@ -81,7 +81,16 @@ def _resize(op: Any, x: ir.Value, size: ir.Value, new: ir.Value, config: ResizeC
     def scaled(x: ir.Value, to: ir.Value) -> ir.Value:
         shape = op.Concat(_integers(1, 3), to, axis=0)
         return op.Resize(
-            x, None, None, shape, mode="linear", coordinate_transformation_mode="half_pixel", antialias=config.antialias
+            x,
+            None,
+            None,
+            shape,
+            mode="linear",
+            coordinate_transformation_mode="half_pixel",
+            antialias=int(config.antialias),
+            exclude_outside=int(
+                config.antialias
+            ),  # what of a filter is beyond the edge does not count: as torch, Pillow
         )
 
     if not config.quantize:
