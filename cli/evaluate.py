@@ -18,7 +18,15 @@ from rich.table import Table
 from .. import __version__
 from ..engine.model.files import write_whole
 from .console import open_console, progress
-from .options import Verbs, add_checkpoint_options, add_device_options, add_verb, checkpoint_options, load
+from .options import (
+    Verbs,
+    add_checkpoint_options,
+    add_device_options,
+    add_verb,
+    add_weights_option,
+    checkpoint_options,
+    load,
+)
 
 if TYPE_CHECKING:
     from ..engine.training.detection import Source
@@ -27,7 +35,6 @@ if TYPE_CHECKING:
 __all__ = ["add", "run"]
 
 FIELDS = {"bbox": "bbox", "segm": "segmentation"}  # what a detection needs for each kind
-TITLES = {"bbox": "boxes", "segm": "masks"}
 Found = dict[Any, list[dict[str, Any]]]  # the detections of each image id
 PARTS = ("val2017", "val2014", "val")  # of a data set's folder, the first that is there
 
@@ -45,9 +52,7 @@ def add(verbs: Verbs) -> None:
         "  trimask eval --weights mine.safetensors --data instances_val.json --images photos/ --workers 4\n"
         "  trimask eval --detections results.json --data instances_val.json",
     )
-    evaluate.add_argument(
-        "--weights", "-w", default="people", help="checkpoint or published name (%(default)s, bundled)"
-    )
+    add_weights_option(evaluate)
     evaluate.add_argument(
         "--detections", type=Path, metavar="JSON", help="a COCO results file to score, instead of a model"
     )
@@ -254,6 +259,8 @@ def _write(
 
 
 def _print(console: Console, evaluation: "Evaluation", facts: Mapping[str, Any]) -> None:
+    from ..engine.training.evaluate import TITLES
+
     for note in evaluation.notes:
         console.print(f"note: {note}", soft_wrap=True)
     console.print(f"{facts['pictures']} pictures, {facts['detections']} detections")

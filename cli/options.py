@@ -17,6 +17,7 @@ __all__ = [
     "add_device_options",
     "add_model_options",
     "add_verb",
+    "add_weights_option",
     "checkpoint_options",
     "existing",
     "kernel_cache",
@@ -42,6 +43,10 @@ def add_verb(
     )
     added.set_defaults(run=run)
     return added
+
+
+def add_weights_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--weights", "-w", default="people", help="checkpoint, published name, or exported .onnx file (%(default)s, bundled)")
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:

@@ -9,7 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .console import open_console, print_result, progress
-from .options import DTYPES, Verbs, add_checkpoint_options, add_model_options, add_verb, checkpoint_options, load
+from .options import (
+    DTYPES,
+    Verbs,
+    add_checkpoint_options,
+    add_model_options,
+    add_verb,
+    add_weights_option,
+    checkpoint_options,
+    load,
+)
 
 if TYPE_CHECKING:
     from ..engine.inference.predicting import Predicting
@@ -31,9 +40,7 @@ def add(verbs: Verbs) -> None:
         "  trimask predict photos/ --json > found.jsonl",
     )
     predict.add_argument("sources", nargs="+", metavar="PICTURE", help="pictures, folders, or quoted patterns")
-    predict.add_argument(
-        "--weights", "-w", help="checkpoint, published name, or what `trimask export` wrote (people, bundled)"
-    )
+    add_weights_option(predict)
     predict.add_argument("--output", "-o", type=Path, help="folder for overlays and detections.json (trimask-output)")
     predict.add_argument("--no-overlays", action="store_true", help="write detections.json alone")
     predict.add_argument(
@@ -58,10 +65,12 @@ def run(options: argparse.Namespace) -> int:
     from ..engine.pictures.reading import expand
 
     console = open_console()
-    if options.weights is None and options.sources[0].endswith(".onnx"):
+    if options.sources[0].endswith(".onnx"):  # no picture: the model
         options.weights = options.sources.pop(0)
+        if not options.sources:
+            raise ValueError(f"expected pictures after {options.weights}, got none")
     sources = list(expand(options.sources))
-    predictor = _predictor(options, options.weights or "people")
+    predictor = _predictor(options)
     output = options.output or (None if options.json else Path("trimask-output"))
     if output:
         output.mkdir(parents=True, exist_ok=True)
@@ -94,7 +103,8 @@ def run(options: argparse.Namespace) -> int:
     return 0 if len(good) == len(sources) else 1
 
 
-def _predictor(options: argparse.Namespace, weights: str) -> "Predicting":
+def _predictor(options: argparse.Namespace) -> "Predicting":
+    weights: str = options.weights
     limits = {"max_detections": options.max_detections, "resize": options.resize}
     given = checkpoint_options(options)
     if not weights.endswith(".onnx"):

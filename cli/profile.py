@@ -19,6 +19,7 @@ from .options import (
     add_checkpoint_options,
     add_model_options,
     add_verb,
+    add_weights_option,
     checkpoint_options,
     existing,
     load,
@@ -43,9 +44,7 @@ def add(verbs: Verbs) -> None:
         "  trimask profile street.jpg --weights r50.safetensors --device cuda --dtype float16 --batch 8",
     )
     profile.add_argument("picture", nargs="?", help="a picture; by default a portrait that scikit-image brings")
-    profile.add_argument(
-        "--weights", "-w", default="people", help="checkpoint or published name (%(default)s, bundled)"
-    )
+    add_weights_option(profile)
     profile.add_argument("--batch", type=int, default=1, metavar="B", help="copies of it at a time (%(default)s)")
     profile.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="scale the picture to that first")
     profile.add_argument("--rounds", type=int, default=20, metavar="N", help="timed calls (%(default)s)")

@@ -71,7 +71,7 @@ def test_lower_precision_is_judged_by_scores_and_by_what_is_found_again(np_rng: 
     assert disagreement([one], [near], BFLOAT16) == ""
     assert "apart" in disagreement([one], [near._replace(scores=one.scores + 0.1)], BFLOAT16)
     far = one.boxes.copy()
-    far[:5] += 50
+    far[:5] += 500  # to where no other box lies
     assert disagreement([one], [one._replace(boxes=far)], BFLOAT16) == "scores 0.0000 apart, 75% found again"
 
 

@@ -21,6 +21,7 @@ import torch
 
 from ..model.files import write_whole
 from ..model.mask_rcnn import no_mark
+from ..pictures.charts import new_figure
 from ..pictures.preprocess import make_batch
 from ..pictures.reading import read
 from .execution import infer
@@ -251,14 +252,9 @@ def draw_chart(measured: Profile, path: Path) -> Path:
     Raises:
         ImportError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-        from matplotlib.patches import Patch
-    except ImportError as error:
-        raise ImportError("the chart needs the package matplotlib: pip install 'trimask[viz]'") from error
-    figure = Figure(figsize=(9, 1.9 + 0.42 * len(measured.stages)), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure("the chart needs", 9, 1.9 + 0.42 * len(measured.stages))
+    from matplotlib.patches import Patch
+
     axes = figure.add_subplot()
     longest = max(spread.p80 for spread in measured.stages.values())
     for row, (name, spread) in enumerate(measured.stages.items()):

@@ -13,13 +13,15 @@ from .resize import padded_size, resized_size
 __all__ = ["make_batch", "resize_picture"]
 
 
-def resize_picture(picture: NDArray[np.uint8], config: ResizeConfig) -> Tensor:
+def resize_picture(picture: NDArray[np.uint8], config: ResizeConfig, size: tuple[int, int] | None = None) -> Tensor:
     """One picture, uint8 RGB [H, W, 3] -> float32 [3, h, w] in 0..255, in channels_last memory.
+
+    The size (h, w) is the config's, unless another is given.
 
     torchvision resizes floats without antialiasing; Detectron2 lets PIL resize the uint8 picture; OpenCV's resize
     (MMDetection) is bilinear without antialiasing, rounded to whole levels.
     """
-    size = resized_size(picture.shape[:2], config)
+    size = size or resized_size(picture.shape[:2], config)
     return _resize([picture], [size], size, config, torch.device("cpu"))[0]
 
 

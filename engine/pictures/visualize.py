@@ -9,18 +9,15 @@ Needs numpy and Pillow; no torch is imported here.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from .reading import read
-
-if TYPE_CHECKING:
-    from .result import Result
 
 Color = tuple[int, int, int]
 Point = tuple[float, float]
@@ -198,9 +195,34 @@ def _head(crop: NDArray[np.bool_], y: int, x: int) -> Point:
     return float(x + columns.mean() + 0.5), float(y + rows[0])
 
 
+class Drawable(Protocol):
+    """Objects of a picture; :class:`~trimask.engine.inference.result.Result` is one.
+
+    Its items have a ``name`` and a ``score``.
+    """
+
+    @property
+    def size(self) -> tuple[int, int]: ...
+
+    @property
+    def has_masks(self) -> bool: ...
+
+    @property
+    def labels(self) -> NDArray[np.int64]: ...
+
+    @property
+    def boxes(self) -> NDArray[np.float32]: ...
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Any]: ...
+
+    def crop(self, index: int, /) -> tuple[NDArray[np.bool_], int, int]: ...
+
+
 def draw(
     picture: Any,
-    result: "Result",
+    result: Drawable,
     *,
     masks: bool = True,
     boxes: bool | None = None,
@@ -215,7 +237,7 @@ def draw(
     """Detections over a picture: filled masks with an outline, or boxes, and labels.
 
     Args:
-        picture: anything that `pictures.read` takes; it is left as it is.
+        picture: anything that :func:`.reading.read` takes; it is left as it is.
         result: what was found in it.
         masks: draw masks where there are any.
         boxes: draw boxes; by default where no masks are drawn.
@@ -275,4 +297,4 @@ def draw(
     return canvas
 
 
-__all__ = ["PALETTE", "draw"]
+__all__ = ["PALETTE", "Drawable", "draw"]

@@ -18,11 +18,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from ...kernels import preprocess
 from ..model.config import InputConfig
+from ..pictures.preprocess import resize_picture
 from ..pictures.resize import resized_size
 from .data import Example
 
@@ -150,9 +149,7 @@ class Augment:
     def _resized(self, example: Example, window: tuple[int, int, int, int], size: tuple[int, int]) -> Example:
         """A window of an example, (y1, x1, y2, x2) in whole pixels, resized."""
         y1, x1, y2, x2 = window
-        source = torch.from_numpy(np.ascontiguousarray(example.picture[y1:y2, x1:x2]))
-        resize = self.input.resize
-        image = preprocess([source], [size], size, antialias=resize.antialias, quantize=resize.quantize)
+        picture = np.ascontiguousarray(example.picture[y1:y2, x1:x2])
         scale = np.array([size[1] / (x2 - x1), size[0] / (y2 - y1)])
         boxes = (example.boxes - np.tile([x1, y1], 2)) * np.tile(scale, 2)  # [N, 4]
         masks, shares = resized_masks(example.masks, window, size)
@@ -163,7 +160,7 @@ class Augment:
         cut = ((boxes < 0) | (boxes > limits + 1e-4 * limits)).any(1)
         result = replace(
             example,
-            picture=image[0].permute(1, 2, 0).numpy(),
+            picture=resize_picture(picture, self.input.resize, size).permute(1, 2, 0).numpy(),
             boxes=boxes.clip(0, limits).astype(np.float32),
             masks=masks,
             polygons=polygons,

@@ -25,12 +25,13 @@ from numpy.typing import NDArray
 
 from .data import read_json
 
-__all__ = ["BACKENDS", "KINDS", "Curve", "Entry", "Evaluation", "Matches", "evaluate", "read_results"]
+__all__ = ["BACKENDS", "KINDS", "TITLES", "Curve", "Entry", "Evaluation", "Matches", "evaluate", "read_results"]
 
 Entry = dict[str, Any]  # an annotation, a detection or an image of a COCO file
 Floats = NDArray[np.float64]
 
-KINDS = ("bbox", "segm")
+TITLES = {"bbox": "boxes", "segm": "masks"}  # of the kinds, for people
+KINDS = tuple(TITLES)
 BACKENDS = ("pycocotools", "faster")
 AREAS = {"": 0, "s": 1, "m": 2, "l": 3}  # COCO's ranges of area: all, small, medium, large
 MATCH_IOU = 0.5  # a detection of a picture's F1 has found an object it overlaps this much

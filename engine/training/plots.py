@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,15 +10,15 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ...kernels.cpu.masks import box_of_runs, decode_runs
 from ..model.files import write_whole
+from ..pictures.charts import new_figure
 from ..pictures.outlines import crop_of_runs
 from ..pictures.visualize import draw
 from .data import read_upright
 from .detection import Source
-from .evaluate import Entry, Evaluation, Matches
+from .evaluate import TITLES, Entry, Evaluation, Matches
 
 __all__ = ["draw_curves", "draw_worst"]
 
-TITLES = {"bbox": "boxes", "segm": "masks"}
 DARK, GREY, PAPER = (34, 34, 34), (102, 102, 102), (255, 255, 255)
 PANEL = (480, 400)  # the most room for a picture of the sheet, width and height
 MARGIN, CAPTION = 14, 56
@@ -31,15 +30,10 @@ def draw_curves(evaluation: Evaluation, path: Path) -> Path:
     Raises:
         ImportError: matplotlib is not installed.
     """
-    try:
-        from matplotlib import colormaps
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("the curves need the package matplotlib: pip install 'trimask[viz]'") from error
     panels = len(evaluation.curves)
-    figure = Figure(figsize=(0.6 + 5.6 * panels, 4.4), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure("the curves need", 0.6 + 5.6 * panels, 4.4)
+    from matplotlib import colormaps
+
     grid = figure.subplots(1, panels, squeeze=False, sharey=True)[0]
     for axes, (kind, (thresholds, recall, precision)) in zip(grid, evaluation.curves.items(), strict=True):
         known = precision[:, :, ~np.isnan(precision).all((0, 1))]
@@ -104,7 +98,7 @@ def _row(matches: Matches, picture: Source, names: Mapping[int, str], masks: boo
     pixels = read_upright(picture.path, picture.size)
     panels = []
     for part, entries in ((slice(len(objects)), objects), (slice(len(objects), None), claims)):
-        shown: Any = _Shown(picture.size, entries, texts[part], colours[part], masks)
+        shown = _Shown(picture.size, entries, texts[part], colours[part], masks)
         panel = draw(pixels, shown, color_by="class", scores=entries is claims)
         panel.thumbnail(PANEL, Image.Resampling.LANCZOS)
         panels.append(panel)

@@ -17,7 +17,7 @@ from .native import blank_model, outline, weights
 from .options import Options
 from .reading import Contents
 
-__all__ = ["Conventions", "Family", "export", "load"]
+__all__ = ["COUNTERS", "Conventions", "Family", "export", "load"]
 
 COUNTERS = r".*\.num_batches_tracked"  # of batch norms in training
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from ..backbone import build_backbone
 from ..config import MobileNetV2Config, ResNetConfig
 from .architecture import Shapes, infer_resnet
+from .family import COUNTERS
 from .mapping import KeyMap, Rule, conv_norm, differences, mobilenet_rules, resnet_rules
 from .native import naming, without_init
 from .reading import read
@@ -55,10 +56,9 @@ def load_trunk(path: str | Path) -> Trunk | None:
         with without_init():
             expected = {f"backbone.{name}": x for name, x in build_backbone(config).state_dict().items()}
         known = {name: tensor for name, tensor in state.items() if name in expected}
-        optional = r".*num_batches_tracked"  # counters, which old files lack
-        problems = differences(
-            {name: x.shape for name, x in expected.items() if not re.fullmatch(optional, name)},
-            {name: x.shape for name, x in known.items() if not re.fullmatch(optional, name)},
+        problems = differences(  # old files lack the counters
+            {name: x.shape for name, x in expected.items() if not re.fullmatch(COUNTERS, name)},
+            {name: x.shape for name, x in known.items() if not re.fullmatch(COUNTERS, name)},
         )
         if problems:
             raise ValueError("the tensors do not fit a trunk: " + "; ".join(problems))
