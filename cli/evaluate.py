@@ -25,7 +25,7 @@ from .options import (
     add_verb,
     add_weights_option,
     checkpoint_options,
-    load,
+    load_any,
 )
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def add(verbs: Verbs) -> None:
         "  trimask eval --weights mine.safetensors --data instances_val.json --images photos/ --workers 4\n"
         "  trimask eval --detections results.json --data instances_val.json",
     )
-    add_weights_option(evaluate)
+    add_weights_option(evaluate, exported=True)
     evaluate.add_argument(
         "--detections", type=Path, metavar="JSON", help="a COCO results file to score, instead of a model"
     )
@@ -188,13 +188,7 @@ def _share(
 
     if options.processes > 1:
         torch.set_num_threads(max(torch.get_num_threads() // options.processes, 1))
-    predictor = load(
-        options,
-        options.weights,
-        max_detections=options.max_detections,
-        resize=options.resize,
-        **checkpoint_options(options),
-    )
+    predictor = load_any(options, max_detections=options.max_detections, resize=options.resize)
     classes = dict(zip(predictor.config.category_ids, predictor.config.class_names, strict=True))
     _compare(classes, categories, options.categories is not None, quiet=rank > 0)
     mine = [picture for n, picture in enumerate(pictures) if n // options.batch_size % world == rank]

@@ -10,18 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 from .console import open_console, print_result, progress
 from .options import (
-    DTYPES,
     Verbs,
     add_checkpoint_options,
     add_model_options,
     add_verb,
     add_weights_option,
-    checkpoint_options,
-    load,
+    load_any,
 )
 
 if TYPE_CHECKING:
-    from ..engine.inference.predicting import Predicting
     from ..engine.inference.result import Result
 
 __all__ = ["add", "run"]
@@ -40,7 +37,7 @@ def add(verbs: Verbs) -> None:
         "  trimask predict photos/ --json > found.jsonl",
     )
     predict.add_argument("sources", nargs="+", metavar="PICTURE", help="pictures, folders, or quoted patterns")
-    add_weights_option(predict)
+    add_weights_option(predict, exported=True)
     predict.add_argument("--output", "-o", type=Path, help="folder for overlays and detections.json (trimask-output)")
     predict.add_argument("--no-overlays", action="store_true", help="write detections.json alone")
     predict.add_argument(
@@ -70,7 +67,7 @@ def run(options: argparse.Namespace) -> int:
         if not options.sources:
             raise ValueError(f"expected pictures after {options.weights}, got none")
     sources = list(expand(options.sources))
-    predictor = _predictor(options)
+    predictor = load_any(options, max_detections=options.max_detections, resize=options.resize)
     output = options.output or (None if options.json else Path("trimask-output"))
     if output:
         output.mkdir(parents=True, exist_ok=True)
@@ -101,21 +98,6 @@ def run(options: argparse.Namespace) -> int:
             if not options.json:
                 console.print(f"{len(good)} of {len(sources)} pictures; {written}", soft_wrap=True)
     return 0 if len(good) == len(sources) else 1
-
-
-def _predictor(options: argparse.Namespace) -> "Predicting":
-    weights: str = options.weights
-    limits = {"max_detections": options.max_detections, "resize": options.resize}
-    given = checkpoint_options(options)
-    if not weights.endswith(".onnx"):
-        return load(options, weights, **limits, **given)
-    if given or options.dtype != DTYPES[0]:
-        raise ValueError(f"{weights}: expected no options of checkpoints and no dtype beside an exported file")
-    from ..export.runtime import Runtime
-
-    runtime = Runtime(weights, device=options.device, score=options.score, **limits)
-    print(f"trimask: {weights} runs on {runtime.provider}", file=sys.stderr)
-    return runtime
 
 
 def _unique_names(sources: Iterable[Path]) -> list[str]:
