@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from .console import open_console
+from .evaluate import data_set
 from .options import Verbs, add_checkpoint_options, add_verb, checkpoint_options
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ def add(verbs: Verbs) -> None:
         "write a model as an ONNX file of standard operators",
         "docs/export.md says what goes in and comes out.\n\n"
         "examples:\n"
-        "  trimask export people people.onnx --verify\n"
+        "  trimask export people people.onnx\n"
         "  trimask export r50.safetensors r50.onnx --preprocess --masks full\n"
         "  trimask export r50.safetensors r50-trt.onnx --static 1 800 1344 --half",
     )
@@ -47,8 +48,15 @@ def add(verbs: Verbs) -> None:
     export.add_argument("--score", type=float, help="lowest score of a detection (the model's: mostly 0.05)")
     export.add_argument("--nms", type=float, metavar="IOU", help="above which one suppresses another (the model's)")
     export.add_argument("--max-detections", type=int, metavar="N", help="per picture (the model's: mostly 100)")
-    export.add_argument("--verify", action="store_true", help="compare with the checkpoint; status 1 where they differ")
+    export.add_argument(
+        "--verify",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="compare the file with the checkpoint; status 1 where they differ, and the file stays (yes)",
+    )
     export.add_argument("--pictures", nargs="+", metavar="PICTURE", help="to verify with (scikit-image's portrait)")
+    export.add_argument("--data", type=Path, help="COCO data set to compare AP on, as `trimask eval` takes it")
+    export.add_argument("--images", type=Path, metavar="DIR", help="folder of its pictures (in its folder: found)")
     export.add_argument("--json", action="store_true", help="report as JSON")
     add_checkpoint_options(export)
 
@@ -56,6 +64,12 @@ def add(verbs: Verbs) -> None:
 def run(options: argparse.Namespace) -> int:
     from ..export.onnx import to_onnx
 
+    data = None
+    if options.verify and options.data:
+        annotations, images = data_set(options.data, options.images)
+        if images is None:
+            raise ValueError("images: expected the folder of the pictures (--images DIR), got none")
+        data = annotations, images
     exported = to_onnx(
         options.weights,
         options.target,
@@ -79,7 +93,9 @@ def run(options: argparse.Namespace) -> int:
     if options.verify:
         from ..export.verification import verify
 
-        verification = verify(exported.path, options.weights, options.pictures, **checkpoint_options(options))
+        verification = verify(
+            exported.path, options.weights, options.pictures, data=data, **checkpoint_options(options)
+        )
     if options.json:
         facts = {
             "path": str(exported.path),

@@ -45,9 +45,13 @@ def open_backend(data: bytes, name: str, device: str | None, threads: int | None
         raise ValueError(f'backend: expected "onnxruntime" or "openvino", got {name!r}')
     if threads is not None and threads < 1:
         raise ValueError(f"threads: expected at least 1, got {threads}")
-    if name == "openvino":
-        return OpenVino(data, device, threads, cache)
-    return OnnxRuntime(data, device, threads, cache)
+    make = OpenVino if name == "openvino" else OnnxRuntime
+    try:
+        return make(data, device, threads, cache)
+    except (ImportError, ValueError):
+        raise
+    except Exception as error:  # each has kinds of its own
+        raise ValueError(f"{name} does not take this file: {str(error).strip()}") from error
 
 
 class OnnxRuntime:

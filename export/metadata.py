@@ -6,10 +6,14 @@ from typing import Any
 
 from ..engine.model.config import MaskRCNNConfig
 
-__all__ = ["CONTRACT", "KEY", "MASKS", "PRECISIONS", "Metadata", "contract_text"]
+__all__ = ["CONTRACT", "KEY", "MASKS", "PRECISIONS", "Metadata", "Signature", "contract_text", "signature"]
 
 KEY = "trimask"
 CONTRACT = 1  # the version of the inputs and outputs that this version writes, and the newest that it reads
+
+# Name: number of the type in onnx.TensorProto, and sizes, None for what the metadata leave open.
+Signature = dict[str, tuple[int, tuple[int | None, ...]]]
+FLOAT, UINT8, INT64, BOOL = 1, 2, 7, 9
 
 MASKS = ("roi", "full", "none")
 PRECISIONS = ("float32", "float16", "int8")
@@ -94,11 +98,33 @@ def _are_integers(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 3 and all(type(number) is int for number in value)
 
 
+def signature(about: Metadata) -> tuple[Signature, Signature]:
+    """Inputs and outputs of a file, in their order; :func:`contract_text` says what they are."""
+    batch, height, width = about.static or (None, None, None)
+    inputs: Signature = {
+        "image": (FLOAT, (batch, 3, height, width)),
+        "image_sizes": (INT64, (batch, 2)),
+        "original_sizes": (INT64, (batch, 2)),
+    }
+    if about.preprocess:
+        inputs, batch = {"picture": (UINT8, (None, None, 3))}, None
+    capacity = about.config.detection.max_detections
+    outputs: Signature = {
+        "num_detections": (INT64, (batch,)),
+        "boxes": (FLOAT, (batch, capacity, 4)),
+        "scores": (FLOAT, (batch, capacity)),
+        "labels": (INT64, (batch, capacity)),
+    }
+    if about.masks != "none":
+        outputs["masks"] = (BOOL if about.masks == "full" else FLOAT, (batch, capacity, None, None))
+    return inputs, outputs
+
+
 def contract_text(about: Metadata) -> str:
     """The inputs and outputs of a file, in words: its ``doc_string``."""
     config = about.config
     names = ", ".join(config.class_names[:5]) + (", ..." if config.num_classes > 5 else "")
-    size = "a multiple of 32" if about.static is None else "{1} x {2}, batch {0}".format(*about.static)
+    size = "a multiple of 32" if about.static is None else "{1} x {2}; B: {0}".format(*about.static)
     if about.preprocess:
         inputs = "picture: uint8 [H, W, 3], RGB, any size. One picture: B is 1."
     else:

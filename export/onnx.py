@@ -21,7 +21,7 @@ from ..engine.model.files import write_whole
 from ..engine.model.mask_rcnn import MaskRCNN
 from ..kernels.cpu.decoding import proposals
 from .graph import ExportGraph
-from .metadata import KEY, MASKS, Metadata, contract_text
+from .metadata import KEY, MASKS, Metadata, contract_text, signature
 
 try:
     import onnx
@@ -43,9 +43,6 @@ __all__ = ["OPSETS", "Exported", "finish", "network", "to_onnx"]
 
 # RoIAlign knows half pixels from 16 on and the exporter starts at 18; ONNX Runtime has no RoIAlign(22) for CPUs.
 OPSETS = (18, 19, 20, 21)
-
-INPUTS = ("image", "image_sizes", "original_sizes")
-OUTPUTS = ("num_detections", "boxes", "scores", "labels", "masks")
 
 # Where sizes are free, the pictures that the exporter traces have this one; nothing of it is left in the file.
 _TRACED = (2, 128, 160)
@@ -181,6 +178,7 @@ def network(model: MaskRCNN, about: Metadata) -> "ir.Model":
     dtype = torch.float16 if about.precision == "float16" else torch.float32
     fixed = about.static is not None
     graph = ExportGraph(model, about.config.detection, dtype, masks=about.masks != "none", compact=not fixed)
+    inputs, outputs = signature(replace(about, preprocess=False))
     batch, height, width = about.static or _TRACED
     image = torch.zeros(batch, 3, height, width)
     sizes = torch.tensor([[height, width]]).repeat(batch, 1)
@@ -193,8 +191,8 @@ def network(model: MaskRCNN, about: Metadata) -> "ir.Model":
             dynamo=True,
             opset_version=OPSETS[0],
             custom_translation_table=translations(),
-            input_names=INPUTS,
-            output_names=OUTPUTS[: 5 if graph.masks else 4],
+            input_names=list(inputs),
+            output_names=list(outputs),
             verbose=False,
         )
     assert exported is not None

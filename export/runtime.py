@@ -16,7 +16,7 @@ from ..engine.model.config import DetectionConfig, MaskRCNNConfig, ResizeConfig
 from ..engine.pictures.host import make_batch
 from ..kernels.cpu.masks import runs_of_mask
 from .backends import open_backend
-from .inspection import inspect
+from .inspection import read_file
 
 __all__ = ["Runtime"]
 
@@ -56,9 +56,7 @@ class Runtime(Predicting):
         backend: str = "onnxruntime",
         cache: bool = True,
     ) -> None:
-        path = Path(path)
-        data = path.read_bytes()
-        self.about = inspect(data, path)
+        data, self.about = read_file(Path(path))
         self.config = self.about.config
         self._backend = open_backend(data, backend, device, threads, cache)
         self.provider = self._backend.provider

@@ -4,6 +4,7 @@ import copy
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ from ..engine.model.checkpoints import load_model
 from ..engine.model.config import DetectionConfig
 from ..engine.model.mask_rcnn import MaskRCNN
 from ..engine.pictures.reading import expand, read
-from .inspection import inspect
+from ..engine.training.data import read_json
+from ..engine.training.detection import detect, sources
+from ..engine.training.evaluate import evaluate
 from .runtime import Runtime
 
 __all__ = ["Check", "Tolerance", "Verification", "compare", "verify"]
@@ -34,6 +37,7 @@ class Tolerance:
         iou: of the boxes, at least.
         mask_iou: of the masks, at least, or no more than ``mask_pixels`` may differ.
         share: of the detections of both that need to have a partner.
+        ap: by how much each average precision of COCO may fall on a data set, where one is given.
     """
 
     floor: float = 0.0
@@ -42,13 +46,14 @@ class Tolerance:
     mask_iou: float = 0.98
     mask_pixels: int = 2
     share: float = 1.0
+    ap: float = 0.001
 
 
 # Rounding to 16 and 8 bits moves scores and boxes; what is sure stays. Average precision is the judge of those.
 TOLERANCES = {
     "float32": Tolerance(),
-    "float16": Tolerance(floor=0.5, score=0.05, iou=0.9, mask_iou=0.9, share=0.97),
-    "int8": Tolerance(floor=0.5, score=0.3, iou=0.7, mask_iou=0.7, share=0.8),
+    "float16": Tolerance(floor=0.5, score=0.05, iou=0.9, mask_iou=0.9, share=0.97, ap=0.005),
+    "int8": Tolerance(floor=0.5, score=0.3, iou=0.7, mask_iou=0.7, share=0.8, ap=0.03),
 }
 
 # A graph that resizes and rounds by itself puts a pixel in a thousand on the next of 255 levels.
@@ -88,6 +93,7 @@ def verify(
     weights: MaskRCNN | str | Path,
     pictures: Any = None,
     *,
+    data: tuple[str | Path, str | Path] | None = None,
     tolerance: Tolerance | None = None,
     device: str | None = "cpu",
     threads: int | None = None,
@@ -101,6 +107,7 @@ def verify(
         weights, options: what it was exported from.
         pictures: to compare on, in any form that :meth:`Predictor.predict` takes; by default scikit-image's portrait,
             where it is installed, in several crops. Noise and a picture without anything always come on top.
+        data: a COCO annotation file and the folder of its pictures, to compare average precision on.
         tolerance: by default one that goes with the file's precision.
         device, threads, backend: as for :class:`Runtime`.
 
@@ -108,18 +115,18 @@ def verify(
         ValueError: a file that trimask did not write, or weights of another model.
     """
     path = Path(path)
-    about = inspect(path.read_bytes(), path)
+    runtime = Runtime(path, device=device, threads=threads, backend=backend, cache=False)
+    about = runtime.about
     model = weights if isinstance(weights, MaskRCNN) else load_model(weights, **options)
     if model.config.class_names != about.config.class_names:
         raise ValueError(f"weights: expected classes {about.config.class_names}, got {model.config.class_names}")
     checks = list(_checked_by_onnx(path))
-    runtime = Runtime(path, device=device, threads=threads, backend=backend, cache=False)
     reference = _reference(model, runtime)
     resized = about.preprocess and about.config.input.resize.quantize and about.precision == "float32"
     wanted = tolerance or (RESIZED if resized else TOLERANCES[about.precision])
     detection = about.config.detection
     found = 0
-    for batch in _batches(list(_pictures(pictures)), 1 if about.preprocess else about.static[0] if about.static else 3):
+    for batch in _batches(list(_pictures(pictures)), about.preprocess or (about.static or [3])[0] == 1):
         start = time.perf_counter()
         theirs = reference.predict(batch, batch_size=len(batch))
         middle = time.perf_counter()
@@ -133,6 +140,8 @@ def verify(
         checks.append(_summary(parts, [picture.shape[:2] for picture in batch], spent, wanted.share))
     if not found:
         checks.append(Check("detections", "none in any picture, so nothing has been compared: give others", False))
+    if data is not None:
+        checks += _average_precision(runtime, reference, *data, wanted.ap)
     return Verification(path, runtime.provider, tuple(checks))
 
 
@@ -260,11 +269,33 @@ class _Torch:
         return {name: value.numpy() for name, value in outputs.items()}
 
 
-def _batches(pictures: list[NDArray[np.uint8]], together: int) -> Iterator[list[NDArray[np.uint8]]]:
-    """Each picture on its own, then all of them in batches of three, unless only one fits."""
+def _batches(pictures: list[NDArray[np.uint8]], single: bool) -> Iterator[list[NDArray[np.uint8]]]:
+    """Each picture on its own, then all of them in batches of three and two by turns, unless only one fits."""
     yield from ([picture] for picture in pictures)
-    if together > 1:
-        yield from (pictures[first : first + 3] for first in range(0, len(pictures), 3))
+    rest = [] if single else pictures
+    for together in cycle((3, 2)):
+        if not rest:
+            return
+        yield rest[:together]
+        rest = rest[together:]
+
+
+def _average_precision(
+    ours: Runtime, theirs: Predicting, annotations: str | Path, images: str | Path, limit: float
+) -> Iterator[Check]:
+    """COCO's figures of both programs on the same pictures."""
+    content = read_json(Path(annotations))
+    pictures = sources(content, images)
+    kinds = ["bbox"] if ours.about.masks == "none" else ["bbox", "segm"]
+    known = {category["id"] for category in content["categories"]}
+    figures = []
+    for program in (theirs, ours):
+        found = [x for entries in detect(program.predict, pictures) for x in entries if x["category_id"] in known]
+        figures.append(evaluate(found, content, kinds=kinds).summary)
+    for kind in kinds:
+        before, after = (figure[f"{kind}_AP"] for figure in figures)
+        outcome = f"torch {before:.4f}, file {after:.4f}, {len(pictures)} pictures"
+        yield Check(f"{kind} AP", outcome, after >= before - limit)
 
 
 def _summary(parts: list[Comparison], sizes: list[tuple[int, ...]], spent: tuple[float, float], share: float) -> Check:
