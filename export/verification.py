@@ -60,6 +60,9 @@ TOLERANCES = {
 RESIZED = Tolerance(score=0.01, iou=0.97, mask_iou=0.95)
 
 
+_CUT = 0.01  # pixels: between boxes that rounding alone has put on either side of a whole one
+
+
 @dataclass(frozen=True)
 class Check:
     """A line of the report: what was done, what came out, and whether that is right."""
@@ -189,7 +192,9 @@ def compare(ours: Result, theirs: Result, tolerance: Tolerance, threshold: float
     partners: dict[int, tuple[int, int]] = {}  # ours: theirs, and pixels
     for j in np.flatnonzero(theirs.scores >= tolerance.floor):
         for i in sorted(set(np.flatnonzero(fits[:, j])) - set(partners), key=lambda i: gap[i, j]):
-            pixels = 0 if masks is None else _different(masks[0][i], masks[1][j], tolerance)
+            pixels = 0
+            if masks is not None and not (theirs.rule.integer_boxes and _cut_apart(ours.boxes[i], theirs.boxes[j])):
+                pixels = _different(masks[0][i], masks[1][j], tolerance)
             if pixels is not None:
                 partners[int(i)] = int(j), pixels
                 break
@@ -213,6 +218,11 @@ def _iou(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
     shared = np.clip(high - low, 0, None).prod(-1)
     area = [(boxes[:, 2:] - boxes[:, :2]).prod(-1) for boxes in (a, b)]
     return shared / np.maximum(area[0][:, None] + area[1] - shared, np.float32(1e-12))
+
+
+def _cut_apart(a: NDArray[np.float32], b: NDArray[np.float32]) -> bool:
+    """Whether boxes that are equal but for rounding are pasted at other whole pixels."""
+    return bool((np.trunc(a) != np.trunc(b)).any()) and bool(np.abs(a - b).max() < _CUT)
 
 
 def _different(a: NDArray[np.bool_], b: NDArray[np.bool_], tolerance: Tolerance) -> int | None:
