@@ -104,12 +104,17 @@ def load_any(options: argparse.Namespace, **limits: Any) -> "Predicting":
         if options.runtime:
             raise ValueError(f"runtime: expected an exported .onnx file with it, got {weights}")
         return load(options, weights, **limits, **given)
-    if given or options.dtype != DTYPES[0]:
-        raise ValueError(f"{weights}: expected neither a dtype nor what a checkpoint lacks, which an export has fixed")
+    if given:
+        raise ValueError(f"{weights}: expected no {', '.join(given)}, which the export has fixed")
     from ..export.runtime import Runtime
 
     runtime = Runtime(
-        weights, device=options.device, score=options.score, backend=options.runtime or RUNTIMES[0], **limits
+        weights,
+        device=options.device,
+        score=options.score,
+        backend=options.runtime or RUNTIMES[0],
+        dtype=options.dtype,
+        **limits,
     )
     print(f"trimask: {weights} runs on {runtime.provider}", file=sys.stderr)
     return runtime

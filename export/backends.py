@@ -34,20 +34,25 @@ class Backend(Protocol):
         """The outputs by name."""
 
 
-def open_backend(data: bytes, name: str, device: str | None, threads: int | None, cache: bool) -> Backend:
+def open_backend(
+    data: bytes, name: str, device: str | None, threads: int | None, cache: bool, dtype: str = "float32"
+) -> Backend:
     """
     Args:
         data: an ONNX file that holds all its tensors.
         name: ``"onnxruntime"`` or ``"openvino"``.
-        device, threads, cache: as :class:`..runtime.Runtime` takes them.
+        device, threads, cache, dtype: as :class:`..runtime.Runtime` takes them.
     """
     if name not in ("onnxruntime", "openvino"):
         raise ValueError(f'backend: expected "onnxruntime" or "openvino", got {name!r}')
     if threads is not None and threads < 1:
         raise ValueError(f"threads: expected at least 1, got {threads}")
-    make = OpenVino if name == "openvino" else OnnxRuntime
+    if dtype not in ("float32", "bfloat16") or (dtype == "bfloat16" and name != "openvino"):
+        raise ValueError(f'dtype: expected "float32", or "bfloat16" with openvino, got {dtype!r} with {name}')
     try:
-        return make(data, device, threads, cache)
+        if name == "openvino":
+            return OpenVino(data, device, threads, cache, {"float32": "f32", "bfloat16": "bf16"}[dtype])
+        return OnnxRuntime(data, device, threads, cache)
     except (ImportError, ValueError):
         raise
     except Exception as error:  # each has kinds of its own
@@ -129,15 +134,15 @@ class OnnxRuntime:
 
 
 class OpenVino:
-    """A model compiled by OpenVINO, in float32; arguments as of :func:`open_backend`."""
+    """A model compiled by OpenVINO; ``precision`` in its words, other arguments as of :func:`open_backend`."""
 
-    def __init__(self, data: bytes, device: str | None, threads: int | None, cache: bool) -> None:
+    def __init__(self, data: bytes, device: str | None, threads: int | None, cache: bool, precision: str) -> None:
         try:
             import openvino
         except ImportError as error:
             raise ImportError("backend openvino needs its package: pip install openvino") from error
         core = openvino.Core()
-        options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32"}  # by itself it takes bfloat16
+        options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": precision}  # by itself it takes bfloat16
         if threads is not None:
             options["INFERENCE_NUM_THREADS"] = threads
         if cache:

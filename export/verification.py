@@ -192,7 +192,7 @@ def compare(ours: Result, theirs: Result, tolerance: Tolerance, threshold: float
     partners: dict[int, tuple[int, int]] = {}  # ours: theirs, and pixels
     for j in np.flatnonzero(theirs.scores >= tolerance.floor):
         for i in sorted(set(np.flatnonzero(fits[:, j])) - set(partners), key=lambda i: gap[i, j]):
-            pixels = 0
+            pixels: int | None = 0
             if masks is not None and not (theirs.rule.integer_boxes and _cut_apart(ours.boxes[i], theirs.boxes[j])):
                 pixels = _different(masks[0][i], masks[1][j], tolerance)
             if pixels is not None:

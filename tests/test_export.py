@@ -605,6 +605,7 @@ def test_a_runtime_predicts_as_the_predictor(small: Path, tmp_path: Path, np_rng
         ({"device": "abacus"}, "device"),
         ({"threads": 0}, "threads"),
         ({"backend": "tensorrt"}, "backend"),
+        ({"dtype": "bfloat16"}, "dtype"),
         ({"resize": 0}, "resize"),
     ],
 )
@@ -682,8 +683,8 @@ def test_it_runs_without_torch(small: Path, tmp_path: Path, np_rng: np.random.Ge
     ("arguments", "message"),
     [
         (["predict", "{small}"], "expected pictures after"),
-        (["predict", "{small}", "x.jpg", "--dtype", "float16"], "neither a dtype"),
-        (["predict", "{small}", "x.jpg", "--min-size", "100"], "neither a dtype"),
+        (["predict", "{small}", "x.jpg", "--dtype", "float16"], "dtype: expected"),
+        (["predict", "{small}", "x.jpg", "--min-size", "100"], "expected no min_size"),
         (["predict", "x.jpg", "--runtime", "openvino"], "runtime: expected an exported"),
     ],
 )
