@@ -27,10 +27,17 @@ def add(verbs: Verbs) -> None:
         "examples:\n"
         "  trimask export people people.onnx\n"
         "  trimask export r50.safetensors r50.onnx --preprocess --masks full\n"
-        "  trimask export r50.safetensors r50-trt.onnx --static 1 800 1344 --half",
+        "  trimask export r50.safetensors r50-trt.onnx --static 1 800 1344 --half\n"
+        "  trimask export r50.safetensors repository/ --target triton-server",
     )
     export.add_argument("weights", help="checkpoint or published name")
-    export.add_argument("target", type=Path, help="the .onnx file to write")
+    export.add_argument("output", type=Path, help="the .onnx file to write, or the folder of the target")
+    export.add_argument(
+        "--target",
+        choices=("file", "triton-server"),
+        default="file",
+        help="a file, or a model repository for NVIDIA's Triton Inference Server (%(default)s)",
+    )
     export.add_argument("--opset", type=int, default=20, help="18 to 21 (%(default)s)")
     export.add_argument(
         "--masks",
@@ -63,6 +70,7 @@ def add(verbs: Verbs) -> None:
 
 def run(options: argparse.Namespace) -> int:
     from ..export.onnx import to_onnx
+    from ..export.triton_server import model_path, write_config
 
     data = None
     if options.verify and options.data:
@@ -70,9 +78,10 @@ def run(options: argparse.Namespace) -> int:
         if images is None:
             raise ValueError("images: expected the folder of the pictures (--images DIR), got none")
         data = annotations, images
+    name, served = Path(options.weights).stem, options.target == "triton-server"
     exported = to_onnx(
         options.weights,
-        options.target,
+        model_path(options.output, name) if served else options.output,
         opset=options.opset,
         masks=options.masks,
         preprocess=options.preprocess,
@@ -84,6 +93,8 @@ def run(options: argparse.Namespace) -> int:
         max_detections=options.max_detections,
         **checkpoint_options(options),
     )
+    if served:
+        write_config(options.output, name, exported.about)
     verification = None
     if not options.json:
         print(

@@ -115,8 +115,11 @@ def signature(about: Metadata) -> tuple[Signature, Signature]:
         "scores": (FLOAT, (batch, capacity)),
         "labels": (INT64, (batch, capacity)),
     }
-    if about.masks != "none":
-        outputs["masks"] = (BOOL if about.masks == "full" else FLOAT, (batch, capacity, None, None))
+    if about.masks == "full":
+        outputs["masks"] = BOOL, (batch, capacity, None, None)
+    elif about.masks == "roi":
+        cells = 2 * about.config.mask_head.resolution if about.config.mask_head else None
+        outputs["masks"] = FLOAT, (batch, capacity, cells, cells)
     return inputs, outputs
 
 

@@ -143,6 +143,7 @@ def to_onnx(
         core = quantize(core, about.config.input, int8, static)
     exported = finish(core, about, opset)
     data = exported.SerializeToString()
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, lambda file: file.write(data))
     operators = Counter(node.op_type for node in exported.graph.node)
     return Exported(path, about, opset, dict(operators), len(data) / 1e6, time.perf_counter() - start)

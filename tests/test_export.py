@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -32,6 +33,7 @@ from trimask.export import Exported, Metadata, Runtime, to_onnx  # noqa: E402
 from trimask.export.metadata import KEY  # noqa: E402
 from trimask.export.onnx import OPSETS  # noqa: E402
 from trimask.export.quantization import PREDICTORS  # noqa: E402
+from trimask.export.triton_server import config_text  # noqa: E402
 from trimask.export.verification import Tolerance, compare, verify  # noqa: E402
 from trimask.kernels import PasteRule  # noqa: E402
 
@@ -489,6 +491,45 @@ def test_the_verb(
     report = json.loads(capsys.readouterr().out)
     assert report["metadata"]["contract"] == 1
     assert not all(check["good"] for check in report["verification"])
+
+
+def test_a_repository_of_triton_server(
+    small: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def export(weights: str, path: Path, **options: Any) -> Exported:
+        assert path == tmp_path / "cats" / "1" / "model.onnx"
+        return Exported(path, Metadata(CONFIG), 20, {}, 1.5, 2.0)
+
+    monkeypatch.setattr("trimask.export.onnx.to_onnx", export)
+    assert cli.main(["export", "a/cats.pth", str(tmp_path), "--target", "triton-server", "--no-verify"]) == 0
+    assert "model.onnx" in capsys.readouterr().out
+    assert (tmp_path / "cats" / "labels.txt").read_text() == "cat\ndog\nbird\n"
+    assert (tmp_path / "cats" / "config.pbtxt").read_text() == (
+        'name: "cats"\nbackend: "onnxruntime"\ndefault_model_filename: "model.onnx"\nmax_batch_size: 8\n'
+        'input { name: "image", data_type: TYPE_FP32, dims: [3, -1, -1] }\n'
+        'input { name: "image_sizes", data_type: TYPE_INT64, dims: [2] }\n'
+        'input { name: "original_sizes", data_type: TYPE_INT64, dims: [2] }\n'
+        'output { name: "num_detections", data_type: TYPE_INT64, dims: [1], reshape: { shape: [] } }\n'
+        'output { name: "boxes", data_type: TYPE_FP32, dims: [100, 4] }\n'
+        'output { name: "scores", data_type: TYPE_FP32, dims: [100] }\n'
+        'output { name: "labels", data_type: TYPE_INT64, dims: [100] }\n'
+        'output { name: "masks", data_type: TYPE_FP32, dims: [100, 28, 28] }\n'
+        "dynamic_batching { max_queue_delay_microseconds: 2000 }\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("about", "dims"),
+    [
+        (Metadata(CONFIG, "full", preprocess=True), ["[-1, -1, 3]", "[-1]", "[-1, 100, 4]"]),
+        (Metadata(CONFIG, "none", static=(2, 64, 96)), ["[2, 3, 64, 96]", "[2, 2]", "[2, 2]", "[2]", "[2, 100, 4]"]),
+    ],
+)
+def test_what_a_server_cannot_batch(about: Metadata, dims: list[str]) -> None:
+    text = config_text("x", about)
+    assert "max_batch_size: 0\n" in text
+    assert "dynamic_batching" not in text
+    assert re.findall(r"dims: (.*?\])", text)[: len(dims)] == dims
 
 
 # Without torch.
