@@ -81,7 +81,7 @@ class OnnxRuntime:
             warnings.warn(
                 f"device: expected {device!r}, but {self.provider} runs: this ONNX Runtime {onnxruntime.__version__} "
                 "finds no CUDA (it takes onnxruntime-gpu, and the CUDA and cuDNN that this is built for)",
-                stacklevel=5,
+                stacklevel=4,
             )
         self._device = ("cuda", number) if self.provider == CUDA else ("cpu", 0)
         self._outputs = [output.name for output in self._session.get_outputs()]
@@ -112,11 +112,15 @@ class OnnxRuntime:
                 part = kept.with_name(f"{kept.name}.{os.getpid()}.part")
                 part.touch()
                 options.optimized_model_filepath = str(part)
-        session = self._onnxruntime.InferenceSession(data, options, providers=providers)
-        if kept is not None and part is not None:
-            with suppress(OSError):
-                os.replace(part, kept)
-        return session
+        try:
+            session = self._onnxruntime.InferenceSession(data, options, providers=providers)
+            if kept is not None and part is not None:
+                with suppress(OSError):
+                    os.replace(part, kept)
+            return session
+        finally:
+            if part is not None:
+                part.unlink(missing_ok=True)
 
     def _options(self, threads: int | None) -> Any:
         options = self._onnxruntime.SessionOptions()

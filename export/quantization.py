@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
@@ -49,16 +50,17 @@ def quantize(
         plain, prepared, done = (Path(folder) / f"{name}.onnx" for name in ("plain", "prepared", "done"))
         ir.save(core, plain)
         quant_pre_process(plain, prepared, skip_symbolic_shape=True)
-        quantize_static(
-            prepared,
-            done,
-            _Reader(sources, config, static),
-            quant_format=QuantFormat.QDQ,
-            per_channel=True,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            nodes_to_quantize=list(_layers(onnx.load(prepared).graph)),
-        )
+        with np.errstate(invalid="ignore"):  # ranges of what is not quantised may be infinite
+            quantize_static(
+                prepared,
+                done,
+                _Reader(sources, config, static),
+                quant_format=QuantFormat.QDQ,
+                per_channel=True,
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+                nodes_to_quantize=list(_layers(onnx.load(prepared).graph)),
+            )
         return ir.from_proto(onnx.load(done))
 
 

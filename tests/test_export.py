@@ -421,6 +421,9 @@ def test_eight_bits(tmp_path: Path, np_rng: np.random.Generator) -> None:
     model = onnx.load(path)
     makers = {output: node for node in model.graph.node for output in node.output}
     whole = {x.name for x in model.graph.initializer if x.data_type == onnx.TensorProto.FLOAT and len(x.dims) > 1}
+    scales = [onnx.numpy_helper.to_array(x) for x in model.graph.initializer if x.name.endswith("_scale")]
+    assert scales
+    assert all(np.isfinite(scale).all() for scale in scales)
     assert sum(node.op_type == "QuantizeLinear" for node in model.graph.node) > 20
     for node in model.graph.node:
         if node.op_type in ("Conv", "Gemm"):
