@@ -14,6 +14,7 @@ __all__ = ["main"]
 SUBJECTS = {
     "ops": "the ops on a CPU",
     "models": "whole models on a CPU",
+    "training": "a step of training on a CPU",
     "gpu": "the ops and whole models on a GPU",
     "check": "the tests that need a GPU, then the ops and models on it, into one file",
 }

@@ -43,14 +43,18 @@ def print_result(console: Console, result: "Result", brief: str = "") -> None:
     console.print(f"ms per stage: {stages}", soft_wrap=True)
 
 
-def progress(stream: Iterable[Item], total: int, what: str) -> Iterator[Item]:
-    """The items of a stream, with a bar on stderr while a person looks on."""
+def progress(stream: Iterable[Item], total: int, what: str, *, alone: bool = False) -> Iterator[Item]:
+    """The items of a stream, with a bar on stderr while a person looks on.
+
+    Args:
+        alone: nothing else is printed meanwhile, so that a terminal that gets the results too can show it.
+    """
     if total < 2:
         yield from stream
         return
     # Never on the terminal that gets the results too, and never in their way when they go to a file.
     console = open_console(stderr=True)
-    silent = not console.is_terminal or sys.stdout.isatty()
+    silent = not console.is_terminal or (sys.stdout.isatty() and not alone)
     columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(
         *columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False, disable=silent

@@ -19,6 +19,7 @@ from trimask.engine.model.config import (
     InputConfig,
     MaskHeadConfig,
     MobileNetV2Config,
+    PoolConfig,
     ResizeConfig,
     ResNetConfig,
     RPNConfig,
@@ -67,6 +68,9 @@ VARIANTS = {
     ),
     "MobileNetV2": replace(SMALL, backbone=MobileNetV2Config()),
     "bottlenecks, stride in the 1x1": replace(SMALL, backbone=ResNetConfig((1, 1, 1, 1), stride_in_1x1=True)),
+    "RoIAlign by the largest sample": replace(SMALL, pool=PoolConfig(maximum=True)),
+    "RoIPool": replace(SMALL, pool=PoolConfig(quantized=True)),
+    "softmax masks": replace(SMALL, mask_head=replace(SMALL.mask_head, softmax=True)),
     "ResNeXt": replace(SMALL, backbone=ResNetConfig((1, 1, 1, 1), groups=32, group_width=4)),
 }
 

@@ -40,22 +40,29 @@ class NoWaiting(TorchDispatchMode):
 
     Whoever uses it turns gradients off by `no_grad`: in inference mode, composite operations hide their parts.
 
+    Args:
+        device: the GPU; a CPU can be taken for one, where nothing goes between host and device.
+
     Attributes:
         launches: names of the operations that start a kernel, in their order.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device = GPU) -> None:
         super().__init__()
+        self.device = device
         self.launches: list[str] = []
+
+    def is_there(self, x: Tensor) -> bool:
+        return x.device.type == self.device.type
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         self.check(func, args, kwargs)
         out = self.compute(func, args, kwargs)
         results = _tensors(out)
-        if any(map(_is_there, _tensors((args, kwargs)))) and not all(map(_is_there, results)):
+        if any(map(self.is_there, _tensors((args, kwargs)))) and not all(map(self.is_there, results)):
             raise WaitsError(f"{func}: from the device to the host")
-        if any(map(_is_there, results)) and self.is_launched(func):
+        if any(map(self.is_there, results)) and self.is_launched(func):
             self.launches.append(str(func))
         return out
 
@@ -73,7 +80,7 @@ class NoWaiting(TorchDispatchMode):
         places = {x.device.type for x in inputs} | ({kwargs["device"].type} if kwargs.get("device") else set())
         if func.overloadpacket in _COPIES and len(places) > 1:
             raise WaitsError(f"{func}: between host and device")
-        if not any(map(_is_there, inputs)):
+        if not any(map(self.is_there, inputs)):
             return
         tags = set(func.tags)
         if func.overloadpacket in _INDEXING:
@@ -82,16 +89,12 @@ class NoWaiting(TorchDispatchMode):
             tags -= {torch.Tag.dynamic_output_shape}
         if tags & {torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output} or func.overloadpacket in _UNTAGGED:
             raise WaitsError(f"{func}: depends on values")
-        if any(x.dim() for x in inputs if not _is_there(x)):  # a number from the host is an argument of the kernel
+        if any(x.dim() for x in inputs if not self.is_there(x)):  # a number from the host is an argument of the kernel
             raise WaitsError(f"{func}: with a tensor of the host")
 
 
 def _tensors(tree: Any) -> list[Tensor]:
     return [x for x in tree_iter(tree) if isinstance(x, Tensor)]
-
-
-def _is_there(x: Tensor) -> bool:
-    return x.device.type == GPU.type
 
 
 class _OnGPU(Tensor):
@@ -133,7 +136,7 @@ class Pretended(NoWaiting):
             with self:
                 return func.redispatch(torch._C.DispatchKeySet(torch._C.DispatchKey.CPU), *args, **kwargs)
         target = kwargs.get("device")
-        if not (target.type == GPU.type if target else any(map(_is_there, _tensors((args, kwargs))))):
+        if not (target.type == GPU.type if target else any(map(self.is_there, _tensors((args, kwargs))))):
             return func(*args, **kwargs)
         if target:
             kwargs = {**kwargs, "device": torch.device("cpu")}

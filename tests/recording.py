@@ -74,7 +74,7 @@ class FakeRecorder:
 
 def fix_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a GPU, nothing is cut to the count, which a recorder takes for granted."""
-    monkeypatch.setattr("trimask.engine.model.mask_rcnn._live", lambda count, capacity: capacity)
+    monkeypatch.setattr("trimask.engine.model.mask_rcnn.live_rows", lambda count, capacity: capacity)
 
 
 def recorded_predictor(

@@ -76,7 +76,7 @@ def test_without_scaling_equals_the_model_to_the_last_bit(rng: torch.Generator) 
         delta[..., 2:] = 0
     boxes, scores = case.run()
     for level, (score, index, delta) in enumerate(zip(case.scores, case.indices, case.deltas, strict=True)):
-        anchors = case.anchors.at(level, index, FEATURES[level], PADDED)
+        anchors = case.anchors.grid(level, FEATURES[level], PADDED)[index]
         moves = delta.gather(1, index[..., None].expand(-1, -1, 4))
         expected = B.clip(B.decode(moves, anchors, (1.0, 1.0)), IMAGES)
         valid = B.is_valid(expected, 1.0) & (B.area(expected) > 0)

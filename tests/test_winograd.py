@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tolerances import WINOGRAD
 from trimask.kernels.cpu import winograd
-from trimask.kernels.cpu.winograd import transform_weight, winograd_conv
+from trimask.kernels.cpu.winograd import differentiable_conv, transform_weight, winograd_conv
 
 
 def check(n: int, c: int, o: int, h: int, w: int, rng: torch.Generator, low: float = 0.0) -> None:
@@ -82,3 +82,28 @@ def test_constants_do_not_depend_on_where_they_are_made() -> None:
         constant = getattr(again, name)
         assert not constant.is_inference()
         assert torch.equal(constant, getattr(winograd, name))
+
+
+@pytest.mark.parametrize(
+    "shape", [(1, 3, 5, 4, 4), (2, 8, 6, 13, 21), (20, 4, 8, 14, 14), (1, 16, 16, 50, 70)], ids=str
+)
+def test_gradients_equal_those_of_a_direct_convolution(shape: tuple[int, ...], rng: torch.Generator) -> None:
+    n, c, o, h, w = shape
+    sizes = ((n, c, h, w), (o, c, 3, 3), (o,))
+    x, weight, _ = inputs = [torch.randn(size, generator=rng).requires_grad_() for size in sizes]
+    grad = torch.randn(n, o, h, w, generator=rng)
+    found = torch.autograd.grad(differentiable_conv(*inputs), inputs, grad)
+    exact = [value.detach().double().requires_grad_() for value in inputs]
+    expected = torch.autograd.grad(F.conv2d(*exact, padding=1), exact, grad.double())
+    # All that could be summed, as WINOGRAD has it.
+    pixels = grad.abs().sum((0, 2, 3)).max()
+    terms = (grad.abs().max() * weight.abs().sum((0, 2, 3)).max(), x.abs().max() * pixels, pixels)
+    for value, wanted, most in zip(found, expected, terms, strict=True):
+        torch.testing.assert_close(value.double(), wanted, rtol=0, atol=WINOGRAD * most.item())
+
+
+def test_only_gradients_that_are_asked_for_are_computed(rng: torch.Generator) -> None:
+    x, weight = torch.randn(1, 4, 8, 8, generator=rng), torch.randn(4, 4, 3, 3, generator=rng, requires_grad=True)
+    differentiable_conv(x, weight, torch.zeros(4)).sum().backward()
+    assert weight.grad is not None
+    assert x.grad is None

@@ -60,6 +60,17 @@ WINOGRAD = 2e-6
 # A loss of torchvision's, relative: the same terms, summed in another order over features that agree to rounding.
 LOSS = 1e-5
 
+# Five steps of training in float64 beside torchvision's, and gradients by the norm of their difference: relative.
+# Torchvision makes one of its targets in float32.
+STEPS = 1e-6
+
+# What rounding in float64 leaves of a gradient that cancels, as that of a bias before a live norm does, relative to
+# the longest gradient of all.
+NO_GRADIENT = 1e-13
+
+# A loss in bfloat16, whose activations have 8 bits, with gradients and sums in float32: relative.
+HALF_LOSS = 1e-2
+
 
 def decoded_box(dtype: torch.dtype, largest: float) -> float:
     """A decoded coordinate against float64, where nothing on the way to it exceeds `largest`.

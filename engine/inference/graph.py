@@ -16,9 +16,6 @@ from ..model.mask_rcnn import Detections, MaskRCNN
 __all__ = ["fold", "optimize", "run_lengths"]
 
 
-WINOGRAD_CHANNELS = 64  # from which on it is faster than a direct convolution
-
-
 class FusedConv(nn.Module):
     """A :class:`ConvNorm` on a CPU as one oneDNN primitive: convolution, bias, residual and activation.
 
@@ -59,17 +56,6 @@ class WinogradConv(nn.Module):
             nn.ReLU6: (0.0, 6.0),
         }[type(layer.activation)]
 
-    @staticmethod
-    def suits(layer: ConvNorm, dtype: torch.dtype) -> bool:
-        conv = layer.conv
-        return (
-            dtype == torch.float32
-            and conv.kernel_size == (3, 3)
-            and conv.stride == conv.dilation == (1, 1)
-            and conv.groups == 1
-            and min(conv.in_channels, conv.out_channels) >= WINOGRAD_CHANNELS
-        )
-
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         if residual is None:
             return winograd_conv(x, self.weight, self.bias, *self.limits)
@@ -101,7 +87,7 @@ def _has_onednn(dtype: torch.dtype) -> bool:
 def _lean(layer: ConvNorm, device: torch.device, dtype: torch.dtype) -> nn.Module:
     """What takes the layer's place."""
     if device.type == "cpu":
-        if WinogradConv.suits(layer, dtype):
+        if dtype == torch.float32 and layer.suits_winograd:
             return WinogradConv(layer)
         if _has_onednn(dtype):
             return FusedConv(layer)

@@ -10,7 +10,7 @@ __all__ = ["Anchors"]
 
 
 class Anchors(nn.Module):
-    """Anchors by index, without ever building the grid.
+    """Anchors by level and index; only training needs them all at once.
 
     Anchor ``i`` of a level is shape ``i % A`` at cell ``i // A`` in row-major order; shapes are ordered by aspect
     ratio, then by size.
@@ -30,22 +30,22 @@ class Anchors(nn.Module):
         corners = torch.stack(cells)  # [levels, A, 4]
         self.register_buffer("cells", corners.round() if config.round else corners, persistent=False)
 
-    def at(self, level: int, index: Tensor, feature_size: tuple[int, int], padded_size: tuple[int, int]) -> Tensor:
-        """The anchors [..., 4] of ``index`` [...] on a level, in pixels of the padded picture.
+    def grid(self, level: int, feature_size: tuple[int, int], padded_size: tuple[int, int]) -> Tensor:
+        """The anchors of a level [N, 4], in pixels of the padded picture.
 
         Args:
             feature_size: (height, width) of the level's map.
             padded_size: (height, width) of the network's input.
         """
-        columns = feature_size[1]
-        per_cell = self.cells.shape[1]
+        rows, columns = feature_size
         down, right = self.stride(level, feature_size, padded_size)
-        cell = index // per_cell
-        shift = torch.stack([cell % columns * right, cell // columns * down], -1).repeat(*[1] * index.dim(), 2)
-        return self.cells[level][index % per_cell] + shift
+        y = torch.arange(rows, device=self.cells.device) * down
+        x = torch.arange(columns, device=self.cells.device) * right
+        shift = torch.stack([x.expand(rows, -1), y[:, None].expand(-1, columns)], -1).repeat(1, 1, 2)  # [h, w, 4]
+        return (self.cells[level] + shift[:, :, None]).flatten(0, 2)
 
     def stride(self, level: int, feature_size: tuple[int, int], padded_size: tuple[int, int]) -> tuple[int, int]:
-        """Pixels of the padded picture (down, right) from a cell of a level to the next; see :meth:`at`."""
+        """Pixels of the padded picture (down, right) from a cell of a level to the next; see :meth:`grid`."""
         if not self.stride_from_size:
             return STRIDES[level], STRIDES[level]
         return padded_size[0] // feature_size[0], padded_size[1] // feature_size[1]

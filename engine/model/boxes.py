@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["area", "clip", "decode", "encode", "iou", "is_valid"]
+__all__ = ["area", "clip", "decode", "encode", "intersection", "iou", "is_valid"]
 
 MAX_LOG_SCALE = math.log(1000 / 16)  # a delta never scales a box by more than this
 
@@ -57,9 +57,15 @@ def area(boxes: Tensor) -> Tensor:
     return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
 
 
+def intersection(a: Tensor, b: Tensor) -> Tensor:
+    """The area that every pair shares: [N, 4], [M, 4] -> [N, M]."""
+    left, top, right, bottom = a[..., None].unbind(1)  # [N, 1] each; coordinate by coordinate, torch has long rows
+    width = torch.minimum(right, b[:, 2]) - torch.maximum(left, b[:, 0])
+    height = torch.minimum(bottom, b[:, 3]) - torch.maximum(top, b[:, 1])
+    return width.clamp_(min=0) * height.clamp_(min=0)
+
+
 def iou(a: Tensor, b: Tensor) -> Tensor:
     """Intersection over union of every pair: [N, 4], [M, 4] -> [N, M]."""
-    low = torch.maximum(a[:, None, :2], b[None, :, :2])
-    high = torch.minimum(a[:, None, 2:], b[None, :, 2:])
-    intersection = (high - low).clamp(min=0).prod(-1)
-    return intersection / (area(a)[:, None] + area(b)[None] - intersection)
+    shared = intersection(a, b)
+    return shared / (area(a)[:, None] + area(b)[None] - shared)

@@ -153,15 +153,20 @@ class RPNConfig:
 
 @dataclass(frozen=True)
 class PoolConfig:
-    """RoIAlign and the choice of a pyramid level (FPN paper, equation 1).
+    """RoIAlign, or what went before it, and the choice of a pyramid level (FPN paper, equation 1).
 
     Attributes:
+        maximum: of the samples in a bin, rather than their average.
+        quantized: RoIPool (Fast R-CNN): the largest pixel of a bin, its edges rounded to whole pixels, so that the
+            maximum, the samples and the alignment have no meaning.
         sampling_ratio: samples per bin and axis; 0 adapts to the RoI.
         aligned: shift by half a pixel, so that continuous coordinates are meant.
         canonical_size, canonical_level: a RoI of this size is pooled from this level.
         level_epsilon, epsilon_inside_log: floor(level + log2(size / canonical) + eps), or eps added to the ratio.
     """
 
+    maximum: bool = False
+    quantized: bool = False
     sampling_ratio: int = 2
     aligned: bool = False
     canonical_size: int = 224
@@ -188,7 +193,12 @@ class BoxHeadConfig:
 
 @dataclass(frozen=True)
 class MaskHeadConfig:
-    """Mask head: 3x3 convolutions by width, a 2x upsampling of ``deconv_channels``, and a 1x1 predictor."""
+    """Mask head: 3x3 convolutions by width, a 2x upsampling of ``deconv_channels``, and a 1x1 predictor.
+
+    Attributes:
+        softmax: the classes and the background compete for each pixel, as in FCN; otherwise each class has a mask of
+            its own, by a sigmoid.
+    """
 
     resolution: int = 14
     convs: tuple[int, ...] = (256, 256, 256, 256)
@@ -196,6 +206,7 @@ class MaskHeadConfig:
     norm: bool = False
     norm_eps: float = 1e-5
     class_agnostic: bool = False
+    softmax: bool = False
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ class BoxHead(nn.Module):
         """Features [N, C, 7, 7], best in channels_last memory -> logits [N, K + 1] and deltas [N, K or 1, 4]."""
         x = self.convs(features).permute(0, 2, 3, 1).flatten(1)  # no copy when channels_last
         for layer in self.fcs:
-            x = F.relu(layer(x))
+            x = F.relu(layer(x), inplace=True)
         deltas = self.deltas(x)
         return self.classes(x), deltas.unflatten(1, (-1, 4))
 
@@ -50,24 +50,47 @@ class MaskHead(nn.Module):
     def __init__(self, channels: int, num_classes: int, config: MaskHeadConfig) -> None:
         super().__init__()
         eps = config.norm_eps if config.norm else None
-        self.class_agnostic = config.class_agnostic
+        self.class_agnostic, self.softmax = config.class_agnostic, config.softmax
         self.convs = nn.Sequential()
         for outputs in config.convs:
             self.convs.append(ConvNorm(channels, outputs, 3, norm_eps=eps, activation=relu()))
             channels = outputs
         self.deconv = nn.ConvTranspose2d(channels, config.deconv_channels, 2, 2)
-        self.logits = nn.Conv2d(config.deconv_channels, 1 if config.class_agnostic else num_classes, 1)
+        masks = 1 if config.class_agnostic else num_classes
+        self.logits = nn.Conv2d(config.deconv_channels, masks + 1 if config.softmax else masks, 1)
 
     def forward(self, features: Tensor, labels: Tensor) -> Tensor:
-        """Features [N, C, 14, 14] and labels int64 [N] -> mask logits [N, 28, 28]."""
-        x = F.relu(self.deconv(self.convs(features)))  # [N, C, 28, 28]
-        chosen = torch.zeros_like(labels) if self.class_agnostic else labels
+        """Features [N, C, 14, 14] and labels int64 [N] -> mask logits [N, 28, 28], whose sigmoids are probabilities."""
+        chosen = self._channel(labels)
+        x = self._upsampled(features)
+        if self.softmax:  # sigmoid(logit) = p of the class, against all that it competes with
+            scores = self.logits(x).float()
+            own = torch.arange(scores.shape[1], device=labels.device) == chosen[:, None]  # [N, K + 1]
+            rest = scores.masked_fill(own[..., None, None], -torch.inf).logsumexp(1)
+            return (_channels(scores, chosen) - rest).to(x.dtype)
         weight = self.logits.weight.flatten(1)[chosen]  # [N, C]
         bias = self.logits.bias[chosen]  # type: ignore[index]
         # The last 1x1 convolution, for one class per RoI: [N, 784, C] @ [N, C, 1].
         pixels = x.permute(0, 2, 3, 1).flatten(1, 2)
         logits = torch.baddbmm(bias[:, None, None], pixels, weight[..., None])
         return logits[..., 0].unflatten(1, x.shape[-2:])
+
+    def log_probabilities(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Of each RoI's class and of the background, both [N, 28, 28] in float32 or better; of a softmax alone."""
+        scores = self.logits(self._upsampled(features))
+        scores = scores.to(torch.promote_types(scores.dtype, torch.float32)).log_softmax(1)
+        return _channels(scores, self._channel(labels)), scores[:, -1]
+
+    def _upsampled(self, features: Tensor) -> Tensor:
+        return F.relu(self.deconv(self.convs(features)), inplace=True)  # [N, C, 28, 28]
+
+    def _channel(self, labels: Tensor) -> Tensor:
+        return torch.zeros_like(labels) if self.class_agnostic else labels
+
+
+def _channels(x: Tensor, chosen: Tensor) -> Tensor:
+    """One channel of each: [N, K, h, w] and [N] -> [N, h, w]."""
+    return x.gather(1, chosen[:, None, None, None].expand(-1, 1, *x.shape[2:]))[:, 0]
 
 
 def candidates(

@@ -1,194 +1,294 @@
 """The multi-task loss of Mask R-CNN: L = L_rpn_cls + L_rpn_box + L_cls + L_box + L_mask.
 
-Matching and sampling follow Faster R-CNN (Ren et al., 2015) as torchvision and Detectron2 agree on it. Pictures are
-taken one by one; those without objects are legal.
+torchvision and Detectron2 agree on the terms and differ in a dozen conventions, all of which are values of
+:class:`LossConfig`. Shapes are fixed, so that a GPU is never waited for; a CPU leaves out rows that are not there.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ...kernels import roi_align
 from . import boxes as B
 from .heads import BOX_WEIGHTS
+from .loss_config import LossConfig
 from .mask_rcnn import MaskRCNN
+from .mask_targets import from_masks, from_polygons
+from .matching import ANCHORS, NEITHER, OBJECTS, PROPOSALS, draw, match, sample
 from .rpn import BOX_WEIGHTS as RPN_WEIGHTS
+from .trimming import compact, live_rows
 
-__all__ = ["Target", "Targets", "losses"]
+__all__ = ["LossConfig", "Targets", "losses"]
 
 
 class Targets(NamedTuple):
-    """The objects of a batch, padded to a common G of at least 1.
+    """The objects of a batch in the frame of the network's input, padded to a common G of at least 1.
+
+    Boxes without extent are left out, as padding is. Tensors are on the model's device.
 
     Attributes:
-        boxes: float32 [B, G, 4], in the network's frame.
-        labels: int64 [B, G], 0 is the first foreground class.
+        boxes: float32 [B, G, 4].
+        labels: int64 [B, G], 0 is the first foreground class; padding 0.
         crowd: bool [B, G], a region to ignore rather than an object.
-        count: int64 [B], the rows that are real, crowds included.
-        masks: uint8 0 or 1 [B, G, H, W], at the size of the padded input; None for boxes only, or with polygons.
-        polygons: [B][G] lists of float [P, 2] (x, y) in the network's frame, on the host.
+        count: int64 [B], rows that are there, crowds included.
+        masks: uint8 0/1 [B, G, H, W], at the size of the padded input; None without masks, or with polygons.
+        polygons: by picture and object, float [P, 2] as (x, y); on the host, and looked at where there are no masks.
+            Detectron2's other way of cutting masks, and the only part of the loss for which a GPU is waited for.
     """
 
     boxes: Tensor
     labels: Tensor
     crowd: Tensor
-    count: Tensor  # type: ignore[assignment]  # hides tuple.count
-    masks: Tensor | None
-    polygons: Sequence[Sequence[Sequence[NDArray]]] | None = None
+    count: Tensor  # type: ignore[assignment]  # hides tuple.count, which nobody misses
+    masks: Tensor | None = None
+    polygons: Sequence[Sequence[Sequence[NDArray[np.floating]]]] | None = None
 
 
-RPN_FOREGROUND, RPN_BACKGROUND, RPN_SAMPLES, RPN_POSITIVE = 0.7, 0.3, 256, 0.5
-ROI_FOREGROUND, ROI_SAMPLES, ROI_POSITIVE = 0.5, 512, 0.25
-RPN_BETA = 1 / 9  # where smooth L1 turns from a parabola into a line
+def losses(
+    model: MaskRCNN,
+    image: Tensor,
+    image_sizes: Tensor,
+    targets: Targets,
+    config: LossConfig | None = None,
+    *,
+    seeds: Tensor | None = None,
+    average: Callable[[Tensor], Tensor] | None = None,
+) -> dict[str, Tensor]:
+    """The terms ``rpn_cls``, ``rpn_box``, ``cls``, ``box`` and ``mask`` (with a mask head); their sum is minimised.
 
+    Every parameter gets a gradient, if of zeros, also from a batch without objects. Terms are float32 under autocast.
 
-class Target(NamedTuple):
-    """The objects of one picture, in the frame of the network's input.
-
-    Attributes:
-        boxes: float32 [N, 4].
-        labels: int64 [N], 0 is the first foreground class.
-        masks: bool or float [N, H, W], at the size of the padded input.
-    """
-
-    boxes: Tensor
-    labels: Tensor
-    masks: Tensor
-
-
-def losses(model: MaskRCNN, image: Tensor, image_sizes: Tensor, targets: Sequence[Target]) -> dict[str, Tensor]:
-    """The five terms, each a scalar; their sum is what is minimised.
+    Several processes with a part of a batch each learn what one would of the whole, if each picture has the seed that
+    it has there, ``average`` is the mean over the processes, and so are the gradients.
 
     Args:
+        model: in the mode to train in.
         image, image_sizes: as in :meth:`MaskRCNN.forward`.
-        targets: one for each picture.
+        targets: the objects.
+        config: the conventions; ``LossConfig()`` by default.
+        seeds: int64 [B], of what is sampled at random in each picture, on the model's device; by default torch's own
+            generator draws them.
+        average: the mean over processes of float32 [3], how many anchors, RoIs and foreground RoIs were sampled, by
+            which terms are divided. Called once, without gradients. By default this process is alone.
+
+    Returns:
+        a scalar for each term.
+
+    Raises:
+        ValueError: for targets that do not fit the pictures, or the model.
     """
-    if len(targets) != len(image):
-        raise ValueError(f"targets: expected one for each of {len(image)} pictures, got {len(targets)}")
+    _check(model, image, targets, seeds)
+    config = config or LossConfig()
+    if seeds is None:
+        seeds = torch.randint(2**63 - 1, (len(image),), device=image.device)
     padded = (image.shape[2], image.shape[3])
+    objects = _Objects.of(targets)
+
     pyramid = model.fpn(model.backbone(model.normalize(image, image_sizes)))
     logits, deltas = model.rpn(pyramid)
     sizes = [(x.shape[2], x.shape[3]) for x in pyramid]
-    terms = _rpn_losses(model, logits, deltas, sizes, padded, targets)
+    anchors = torch.cat([model.rpn.anchors.grid(level, size, padded) for level, size in enumerate(sizes)])  # [N, 4]
+    sampled, sums = _rpn_losses(torch.cat(logits, 1), torch.cat(deltas, 1), anchors, objects, config, seeds)
+
     with torch.no_grad():
-        proposals, count = model.rpn.select(logits, deltas, sizes, padded, image_sizes)
-        samples = [_sample_rois(p[:n], t) for p, n, t in zip(proposals, count.tolist(), targets, strict=True)]
-    rois = torch.nn.utils.rnn.pad_sequence([sample.rois for sample in samples], batch_first=True)  # [B, R, 4]
-    counts = torch.tensor([len(sample.rois) for sample in samples], device=image.device)
-    real = torch.arange(rois.shape[1], device=image.device) < counts[:, None]  # [B, R]
-    terms |= _box_losses(model, model.pool(pyramid, rois, counts, model.config.box_head.resolution)[real], samples)
+        training = replace(model.config.rpn, pre_nms=config.pre_nms, post_nms=config.post_nms)
+        proposals, count = model.rpn.select(logits, deltas, sizes, padded, image_sizes, config=training)
+        proposals = proposals[:, : live_rows(count, proposals.shape[1])]
+        rois = _sample_rois(proposals, count, objects, config, seeds)
+        counts = torch.stack([sampled.sum(), rois.there.sum(), rois.foreground.sum()]).float()
+        if average is not None:
+            counts = average(counts)
+        anchor_count, roi_count, positive_count = torch.where(counts > 0, counts, 1.0)
+    if not config.rpn_mean:
+        anchor_count = torch.full_like(anchor_count, len(image) * config.rpn_samples)
+
+    sums |= _box_losses(model, pyramid, rois, config)
     if model.mask_head is not None:
-        terms["mask"] = _mask_loss(model, pyramid, samples, targets)
-    return terms
+        sums["mask"] = _mask_loss(model, pyramid, rois.foremost(), targets, config)
+    divisors = {
+        "rpn_cls": anchor_count,
+        "rpn_box": anchor_count,
+        "cls": roi_count,
+        "box": roi_count,
+        "mask": positive_count,
+    }
+    return {name: total / divisors[name] for name, total in sums.items()}
 
 
-def _match(boxes: Tensor, objects: Tensor, foreground: float, background: float, force: bool) -> Tensor:
-    """For each box the index of its object, -1 for background, -2 for neither; int64 [N].
+class _Objects(NamedTuple):
+    """The objects of a batch, and which of their rows are some."""
 
-    With ``force`` each object also gets the boxes that overlap it most, whatever their IoU.
-    """
-    if len(objects) == 0:
-        return torch.full((len(boxes),), -1, device=boxes.device)
-    overlap = B.iou(objects, boxes)  # [G, N]
-    best, match = overlap.max(0)
-    result = torch.where(best >= foreground, match, torch.where(best < background, -1, -2))
-    if force:
-        most = overlap.max(1, keepdim=True).values
-        favourite = ((overlap == most) & (most > 0)).any(0)
-        result = torch.where(favourite, match, result)
-    return result
+    boxes: Tensor  # [B, G, 4]
+    labels: Tensor  # [B, G]
+    real: Tensor  # bool [B, G], what can be learned
+    crowd: Tensor  # bool [B, G]
 
+    @classmethod
+    def of(cls, targets: Targets) -> "_Objects":
+        there = torch.arange(targets.boxes.shape[1], device=targets.count.device) < targets.count[:, None]
+        there &= (targets.boxes[..., 2:] > targets.boxes[..., :2]).all(-1)
+        used = live_rows(targets.count, targets.boxes.shape[1])
+        rows = (targets.boxes, targets.labels, there & ~targets.crowd, there & targets.crowd)
+        return cls(*(x[:, :used] for x in rows))
 
-def _sample(match: Tensor, total: int, positive: float) -> tuple[Tensor, Tensor]:
-    """Random indices of at most ``positive * total`` foreground boxes, and of background ones up to ``total``."""
-    foreground, background = (match >= 0).nonzero()[:, 0], (match == -1).nonzero()[:, 0]
-    wanted = min(len(foreground), int(total * positive))
-    return (
-        foreground[torch.randperm(len(foreground), device=match.device)[:wanted]],
-        background[torch.randperm(len(background), device=match.device)[: total - wanted]],
-    )
+    def match(
+        self, boxes: Tensor, foreground: float, background: float, favourites: bool, crowd: float | None
+    ) -> Tensor:
+        """For boxes [N, 4] of every picture, or [B, N, 4] of each, their objects as in :func:`match`; [B, N]."""
+        boxes = boxes.expand(len(self.boxes), -1, 4)
+        return torch.stack(  # by picture: all pairs of boxes and objects are there at once
+            [
+                match(*rows, foreground=foreground, background=background, favourites=favourites, crowd_threshold=crowd)
+                for rows in zip(boxes, self.boxes, self.real, self.crowd, strict=True)
+            ]
+        )
 
 
 def _rpn_losses(
-    model: MaskRCNN,
-    logits: Sequence[Tensor],
-    deltas: Sequence[Tensor],
-    sizes: Sequence[tuple[int, int]],
-    padded: tuple[int, int],
-    targets: Sequence[Target],
-) -> dict[str, Tensor]:
-    anchors = torch.cat(
-        [
-            model.rpn.anchors.at(level, torch.arange(x.shape[1], device=x.device), size, padded)
-            for level, (x, size) in enumerate(zip(logits, sizes, strict=True))
-        ]
-    )  # [N, 4]
-    score, delta = torch.cat(list(logits), 1).float(), torch.cat(list(deltas), 1).float()  # [B, N], [B, N, 4]
-    classification, regression, sampled = score.sum() * 0, delta.sum() * 0, 0
-    for i, target in enumerate(targets):
-        match = _match(anchors, target.boxes, RPN_FOREGROUND, RPN_BACKGROUND, force=True)
-        foreground, background = _sample(match, RPN_SAMPLES, RPN_POSITIVE)
-        chosen = torch.cat([foreground, background])
-        truth = (match[chosen] >= 0).float()
-        classification = classification + F.binary_cross_entropy_with_logits(score[i, chosen], truth, reduction="sum")
-        wanted = B.encode(target.boxes[match[foreground]], anchors[foreground], RPN_WEIGHTS)
-        regression = regression + F.smooth_l1_loss(delta[i, foreground], wanted, reduction="sum", beta=RPN_BETA)
-        sampled += len(chosen)
-    return {"rpn_cls": classification / max(sampled, 1), "rpn_box": regression / max(sampled, 1)}
+    logits: Tensor,  # [B, N]
+    deltas: Tensor,  # [B, N, 4]
+    anchors: Tensor,  # [N, 4]
+    objects: _Objects,
+    config: LossConfig,
+    seeds: Tensor,  # [B]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Which anchors are sampled, bool [B, S], and the sums of the terms over them."""
+    matches = objects.match(
+        anchors, config.rpn_foreground, config.rpn_background, favourites=True, crowd=config.crowd_threshold
+    )
+    positives = int(config.rpn_samples * config.rpn_positive)
+    keys = draw(seeds, ANCHORS, matches.shape[1])
+    index, foreground, there = sample(matches, config.rpn_samples, positives, keys)  # [B, S]
+    scores = _wide(logits.gather(1, index))
+    classification = F.binary_cross_entropy_with_logits(scores, foreground.to(scores.dtype), reduction="none")
+    index, foreground = index[:, :positives], foreground[:, :positives]
+    wanted = _rows(objects.boxes, matches.gather(1, index).clamp(min=0))
+    wanted = B.encode(wanted, anchors[index], RPN_WEIGHTS)  # [B, P, 4]
+    regression = _box_loss(_wide(_rows(deltas, index)), wanted, foreground, config.rpn_beta)
+    return there, {"rpn_cls": _sum(classification, there), "rpn_box": regression}
 
 
-class _Sample(NamedTuple):
-    """RoIs of one picture to learn from; the first ``len(objects)`` are foreground."""
+class _RoIs(NamedTuple):
+    """Regions to learn from, the foreground first."""
 
-    rois: Tensor  # [R, 4]
-    labels: Tensor  # [R], -1 for background
-    objects: Tensor  # [F], index of each foreground RoI's object
-    boxes: Tensor  # [F, 4], the box of that object
+    boxes: Tensor  # [B, S, 4]
+    objects: Tensor  # int64 [B, S], the object's row, 0 for the background
+    labels: Tensor  # int64 [B, S], of the object
+    truth: Tensor  # [B, S, 4], its box
+    foreground: Tensor  # bool [B, S]
+    there: Tensor  # bool [B, S]
+    positives: int  # how many of the first rows may be foreground
 
-
-def _sample_rois(proposals: Tensor, target: Target) -> _Sample:
-    candidates = torch.cat([proposals, target.boxes.to(proposals.dtype)])
-    match = _match(candidates, target.boxes, ROI_FOREGROUND, ROI_FOREGROUND, force=False)
-    foreground, background = _sample(match, ROI_SAMPLES, ROI_POSITIVE)
-    objects = match[foreground]
-    labels = torch.cat([target.labels[objects], torch.full_like(background, -1)])
-    return _Sample(candidates[torch.cat([foreground, background])], labels, objects, target.boxes[objects])
-
-
-def _box_losses(model: MaskRCNN, features: Tensor, samples: Sequence[_Sample]) -> dict[str, Tensor]:
-    logits, deltas = (x.float() for x in model.box_head(features))  # [N, K + 1], [N, K or 1, 4]
-    labels = torch.cat([sample.labels for sample in samples])
-    rois = torch.cat([sample.rois for sample in samples])
-    foreground = (labels >= 0).nonzero()[:, 0]
-    truth = torch.where(labels < 0, model.config.num_classes, labels)
-    wanted = B.encode(torch.cat([sample.boxes for sample in samples]), rois[foreground], BOX_WEIGHTS)
-    column = torch.zeros_like(foreground) if model.config.box_head.class_agnostic else labels[foreground]
-    scale = max(len(labels), 1)
-    return {
-        "cls": F.cross_entropy(logits, truth, reduction="sum") / scale,
-        "box": F.smooth_l1_loss(deltas[foreground, column], wanted, reduction="sum", beta=RPN_BETA) / scale,
-    }
+    def foremost(self) -> "_RoIs":
+        """The foreground alone."""
+        rows = min(self.positives, live_rows(self.foreground.sum(1), self.foreground.shape[1]))
+        boxes, objects, labels, truth, foreground, _ = (x[:, :rows] for x in self[:6])
+        return _RoIs(boxes, objects, labels, truth, foreground, foreground, rows)
 
 
-def _mask_loss(model: MaskRCNN, pyramid: list[Tensor], samples: Sequence[_Sample], targets: Sequence[Target]) -> Tensor:
+def _sample_rois(
+    proposals: Tensor,  # [B, R, 4]
+    count: Tensor,  # [B]
+    objects: _Objects,
+    config: LossConfig,
+    seeds: Tensor,  # [B]
+) -> _RoIs:
+    keys = draw(seeds, PROPOSALS, proposals.shape[1])
+    there = torch.arange(proposals.shape[1], device=count.device) < count[:, None]
+    if config.add_objects:
+        proposals, there = torch.cat([proposals, objects.boxes], 1), torch.cat([there, objects.real], 1)
+        keys = torch.cat([keys, draw(seeds, OBJECTS, objects.real.shape[1])], 1)
+    matches = objects.match(
+        proposals, config.roi_foreground, config.roi_foreground, favourites=False, crowd=config.crowd_threshold
+    )
+    positives = int(config.roi_samples * config.roi_positive)
+    index, foreground, there = sample(torch.where(there, matches, NEITHER), config.roi_samples, positives, keys)
+    used = live_rows(there.sum(1), there.shape[1])
+    index, foreground, there = index[:, :used], foreground[:, :used], there[:, :used]
+    matched = matches.gather(1, index).clamp(min=0)
+    labels, truth = objects.labels.gather(1, matched), _rows(objects.boxes, matched)
+    return _RoIs(_rows(proposals, index), matched, labels, truth, foreground, there, positives)
+
+
+def _box_losses(model: MaskRCNN, pyramid: list[Tensor], rois: _RoIs, config: LossConfig) -> dict[str, Tensor]:
+    """Sums over the RoIs."""
+    pooled = model.pool(pyramid, rois.boxes, rois.there.sum(1), model.config.box_head.resolution)  # [B, S, C, 7, 7]
+    there, features, labels, boxes, truth, foreground = compact(
+        rois.there, pooled, rois.labels, rois.boxes, rois.truth, rois.foreground
+    )
+    logits, deltas = map(_wide, model.box_head(features))  # [N, K + 1], [N, K or 1, 4]
+    classes = torch.where(foreground, labels, model.config.num_classes)
+    classification = F.cross_entropy(logits, classes, reduction="none")
+    own = torch.zeros_like(labels) if model.config.box_head.class_agnostic else labels
+    wanted = B.encode(truth, boxes, BOX_WEIGHTS)
+    regression = _box_loss(_rows(deltas, own[:, None])[:, 0], wanted, foreground, config.roi_beta)
+    return {"cls": _sum(classification, there), "box": regression}
+
+
+def _mask_loss(model: MaskRCNN, pyramid: list[Tensor], rois: _RoIs, targets: Targets, config: LossConfig) -> Tensor:
+    """The sum over the RoIs."""
     assert model.mask_head is not None
     assert model.config.mask_head is not None
-    rois = [sample.rois[: len(sample.objects)] for sample in samples]
-    counts = torch.tensor([len(r) for r in rois], device=pyramid[0].device)
-    padded = torch.nn.utils.rnn.pad_sequence(rois, batch_first=True)  # [B, F, 4]
-    real = torch.arange(padded.shape[1], device=counts.device) < counts[:, None]
-    features = model.pool(pyramid, padded, counts, model.config.mask_head.resolution)[real]
-    labels = torch.cat([sample.labels[: len(sample.objects)] for sample in samples])
-    logits = model.mask_head(features, labels).float()  # [F, m, m]
-    if len(logits) == 0:
-        return features.sum() * 0 + sum(p.sum() * 0 for p in model.mask_head.parameters())
-    side = logits.shape[-1]
-    truth = []
-    for sample, roi, target in zip(samples, rois, targets, strict=True):
-        picks = torch.cat([sample.objects[:, None].float(), roi], 1)  # each RoI in its own object's mask
-        truth.append(roi_align(target.masks[:, None].float(), picks, side)[:, 0])
-    return F.binary_cross_entropy_with_logits(logits, torch.cat(truth))
+    side = 2 * model.config.mask_head.resolution
+    pooled = model.pool(pyramid, rois.boxes, rois.there.sum(1), model.config.mask_head.resolution)  # [B, F, C, 14, 14]
+    if targets.masks is not None:
+        truth = from_masks(
+            targets.masks,
+            rois.objects,
+            rois.boxes,
+            rois.there,
+            side,
+            aligned=config.mask_aligned,
+            threshold=config.mask_threshold,
+        )
+    else:
+        assert targets.polygons is not None
+        truth = from_polygons(targets.polygons, rois.objects, rois.boxes, rois.there, side)
+    there, features, labels, truth = compact(rois.there, pooled, rois.labels, truth)
+    if model.config.mask_head.softmax:
+        own, background = model.mask_head.log_probabilities(features, labels)  # [N, m, m]
+        loss = -(truth * own + (1 - truth) * background)
+    else:
+        logits = _wide(model.mask_head(features, labels))  # [N, m, m]
+        loss = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
+    return _sum(loss.mean((1, 2)), there)
+
+
+def _wide(x: Tensor) -> Tensor:
+    """In float32 or better."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def _rows(x: Tensor, index: Tensor) -> Tensor:
+    """Rows [B, S, 4] of ``x`` [B, N, 4]."""
+    return x.gather(1, index[..., None].expand(-1, -1, 4))
+
+
+def _sum(loss: Tensor, there: Tensor) -> Tensor:
+    """The sum over the rows that are there, whatever the others hold."""
+    return torch.where(there, loss, 0.0).sum()
+
+
+def _box_loss(deltas: Tensor, wanted: Tensor, foreground: Tensor, beta: float) -> Tensor:
+    """Smooth L1, summed over the foreground; of other rows we want the deltas that they have."""
+    wanted = torch.where(foreground[..., None], wanted, deltas.detach())
+    return F.smooth_l1_loss(deltas, wanted, reduction="sum", beta=beta)
+
+
+def _check(model: MaskRCNN, image: Tensor, targets: Targets, seeds: Tensor | None) -> None:
+    batch, rows = len(image), targets.boxes.shape[1] if targets.boxes.dim() == 3 else 0
+    wanted = {"boxes": (batch, max(rows, 1), 4), "labels": (batch, rows), "crowd": (batch, rows), "count": (batch,)}
+    if targets.masks is not None:
+        wanted["masks"] = (batch, rows, *image.shape[2:])
+    for name, shape in wanted.items():
+        if (found := tuple(getattr(targets, name).shape)) != shape:
+            raise ValueError(f"targets.{name}: expected {list(shape)}, got {list(found)}")
+    if seeds is not None and (seeds.shape != (batch,) or seeds.dtype != torch.int64):
+        raise ValueError(f"seeds: expected int64 {[batch]}, got {seeds.dtype} {list(seeds.shape)}")
+    if model.mask_head is not None and targets.masks is None and targets.polygons is None:
+        raise ValueError("targets: expected masks or polygons for a model with a mask head, got neither")

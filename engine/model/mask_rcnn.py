@@ -6,14 +6,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ...kernels import pyramid_roi_align
-from ...kernels.dispatch import use_triton
 from . import boxes as B
 from .backbone import build_backbone
 from .config import DetectionConfig, MaskRCNNConfig
-from .fpn import FPN, STRIDES
+from .fpn import FPN
 from .heads import BoxHead, MaskHead, select_detections
+from .pooling import pool
 from .rpn import RPN
+from .trimming import live_rows
 
 __all__ = ["Detections", "MaskRCNN", "no_mark", "to_original"]
 
@@ -108,13 +108,13 @@ class MaskRCNN(nn.Module):
         feature_sizes = [(x.shape[2], x.shape[3]) for x in pyramid]
         proposals, count = self.rpn.select(logits, deltas, feature_sizes, padded_size, image_sizes)
         mark("proposals")
-        proposals = proposals[:, : _live(count, proposals.shape[1])]
+        proposals = proposals[:, : live_rows(count, proposals.shape[1])]
         pooled = self.pool(pyramid, proposals, count, self.config.box_head.resolution)  # [B, R, C, 7, 7]
         class_logits, box_deltas = (x.unflatten(0, pooled.shape[:2]) for x in self.box_head(pooled.flatten(0, 1)))
         boxes, scores, labels, _ = select_detections(class_logits, box_deltas, proposals, count, image_sizes, detection)
         boxes, original, scores, labels, count = to_original(boxes, scores, labels, image_sizes, original_sizes)
         mark("boxes")
-        live = _live(count, boxes.shape[1])
+        live = live_rows(count, boxes.shape[1])
         found = Detections(original[:, :live], scores[:, :live], labels[:, :live], None, count)
         return pyramid, boxes[:, :live], found
 
@@ -134,31 +134,8 @@ class MaskRCNN(nn.Module):
         return x.to(self.box_head.classes.weight.dtype)
 
     def pool(self, pyramid: list[Tensor], rois: Tensor, count: Tensor, resolution: int) -> Tensor:
-        """RoIAlign of ``rois`` [B, R, 4] over the four finest levels -> [B, R, C, resolution, resolution]."""
-        config = self.config.pool
-        return pyramid_roi_align(
-            pyramid[:4],
-            rois,
-            STRIDES[:4],
-            resolution,
-            sampling_ratio=config.sampling_ratio,
-            aligned=config.aligned,
-            canonical_size=config.canonical_size,
-            canonical_level=config.canonical_level,
-            level_epsilon=config.level_epsilon,
-            epsilon_inside_log=config.epsilon_inside_log,
-            counts=count,
-        )
-
-
-def _live(count: Tensor, capacity: int) -> int:
-    """Rows worth computing: on a CPU the largest count (at least one), where the host may know it; else all.
-
-    Where Triton's kernels run there is nothing to save: they leave out the rest by themselves.
-    """
-    if count.device.type != "cpu" or use_triton(count.device) or torch.compiler.is_compiling():
-        return capacity
-    return max(1, min(capacity, int(count.max())))
+        """RoI features of ``rois`` [B, R, 4] from the four finest levels -> [B, R, C, resolution, resolution]."""
+        return pool(pyramid[:4], rois, count, resolution, self.config.pool)
 
 
 def to_original(

@@ -46,6 +46,8 @@ class RPN(nn.Module):
         feature_sizes: Sequence[tuple[int, int]],
         padded_size: tuple[int, int],
         image_sizes: Tensor,
+        *,
+        config: RPNConfig | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Choose proposals: the best anchors of each level, suppressed within it; then the best of all levels.
 
@@ -56,11 +58,12 @@ class RPN(nn.Module):
             feature_sizes: (height, width) per level.
             padded_size: (height, width) of the network's input.
             image_sizes: int64 [B, 2], valid (height, width); proposals are clipped to it.
+            config: other limits than the model's.
 
         Returns:
             boxes float32 [B, post_nms, 4] by falling score, zeros beyond the count, and the count int64 [B].
         """
-        config, batch = self.config, image_sizes.shape[0]
+        config, batch = config or self.config, image_sizes.shape[0]
         chosen = [score.topk(min(config.pre_nms, score.shape[1])) for score in logits]  # [B, k] each
         # Every (picture, level) is a segment of the suppression: [B * levels, pre_nms, 4] and [B * levels, pre_nms].
         boxes, scores = proposals(

@@ -14,7 +14,7 @@ pasted.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from ..model.config import InputConfig
 from ..pictures.preprocess import resize_picture
 from ..pictures.resize import resized_size
+from .config import AugmentConfig
 from .data import Example
 
 __all__ = ["Augment", "AugmentConfig"]
@@ -32,56 +33,6 @@ REMNANT_SHARE, REMNANT_PIXELS = 0.1, 300
 
 LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
 TO_YIQ = np.array([LUMA, [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
-
-
-@dataclass(frozen=True)
-class AugmentConfig:
-    """What is changed at random; by default nothing.
-
-    Attributes:
-        min_sizes: short sides to choose from, instead of the one in the model's config: (640, 672, ..., 800).
-        max_size: limit of the long side, instead of the model's.
-        jitter: large-scale jitter: the picture is scaled to ``jitter_size`` times a factor from this range, (0.1, 2.0)
-            in the papers, then cropped at random and padded on the right and below to exactly that size.
-        jitter_size: height and width.
-        crop: probability of a random crop.
-        crop_range: its height and its width, each as a share of the picture's.
-        flip: probability of mirroring left and right.
-        color: probability that brightness, contrast, saturation and hue change.
-        brightness, contrast, saturation: each is scaled by a factor from 1 - x to 1 + x.
-        hue: it turns by up to this share of the circle, either way.
-        grey: probability that colours go.
-        copy_paste: probability that objects of another picture are pasted, each with an even chance.
-    """
-
-    min_sizes: tuple[int, ...] = ()
-    max_size: int | None = None
-    jitter: tuple[float, float] | None = None
-    jitter_size: tuple[int, int] = (1024, 1024)
-    crop: float = 0.0
-    crop_range: tuple[float, float] = (0.5, 1.0)
-    flip: float = 0.0
-    color: float = 0.0
-    brightness: float = 0.4
-    contrast: float = 0.4
-    saturation: float = 0.4
-    hue: float = 0.05
-    grey: float = 0.0
-    copy_paste: float = 0.0
-
-    def __post_init__(self) -> None:
-        for name in ("crop", "flip", "color", "brightness", "contrast", "saturation", "hue", "grey", "copy_paste"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name}: expected a number in 0..1, got {getattr(self, name)}")
-        for name, bounds, most in (("jitter", self.jitter, 100), ("crop_range", self.crop_range, 1)):
-            if bounds is not None and not 0 < bounds[0] <= bounds[1] <= most:
-                raise ValueError(f"{name}: expected two rising numbers above 0 and up to {most}, got {bounds}")
-        sizes = {"min_sizes": self.min_sizes, "max_size": (self.max_size or 1,), "jitter_size": self.jitter_size}
-        for name, values in sizes.items():
-            if not all(value >= 1 for value in values):
-                raise ValueError(f"{name}: expected at least 1, got {values}")
-        if self.jitter and (self.min_sizes or self.max_size):
-            raise ValueError("jitter: expected no min_sizes or max_size with it, which it replaces")
 
 
 class Augment:
@@ -153,10 +104,11 @@ class Augment:
         scale = np.array([size[1] / (x2 - x1), size[0] / (y2 - y1)])
         boxes = (example.boxes - np.tile([x1, y1], 2)) * np.tile(scale, 2)  # [N, 4]
         masks, shares = resized_masks(example.masks, window, size)
+        limits = np.tile([size[1], size[0]], 2)
         polygons = example.polygons
         if polygons is not None:
-            polygons = [[(part - (x1, y1)) * scale for part in parts] for parts in polygons]
-        limits = np.tile([size[1], size[0]], 2)
+            polygons = [[clipped((part - (x1, y1)) * scale, limits[:2]) for part in parts] for parts in polygons]
+            polygons = [[part for part in parts if len(part)] for parts in polygons]
         cut = ((boxes < 0) | (boxes > limits + 1e-4 * limits)).any(1)
         result = replace(
             example,
@@ -166,6 +118,19 @@ class Augment:
             polygons=polygons,
         )
         return refitted(result, cut, shares)
+
+
+def clipped(corners: NDArray[np.float64], limits: NDArray[np.int64]) -> NDArray[np.float64]:
+    """The part of a polygon [P, 2] between (0, 0) and ``limits``, [Q, 2] (Sutherland and Hodgman, 1974)."""
+    for axis in (0, 1):
+        for limit, sign in ((0, 1), (limits[axis], -1)):
+            depth = sign * (corners[:, axis] - limit)  # at least 0 inside
+            later, below = np.roll(corners, -1, 0), np.roll(depth, -1)
+            crosses = (depth >= 0) != (below >= 0)
+            share = depth / np.where(crosses, depth - below, 1)
+            both = np.stack([corners, corners + share[:, None] * (later - corners)], 1)  # [P, 2, 2]
+            corners = both[np.stack([depth >= 0, crosses], 1)]
+    return corners
 
 
 def _window(size: tuple[int, int], inside: list[int], generator: np.random.Generator) -> tuple[int, int, int, int]:
@@ -292,7 +257,7 @@ def recolor(
     """
     angle = 2 * np.pi * hue
     cos, sin = saturation * np.cos(angle), saturation * np.sin(angle)
-    chroma = np.array([[1, 0, 0], [0, cos, -sin], [0, sin, cos]])
+    chroma = np.array([[1, 0, 0], [0, cos, sin], [0, -sin, cos]])
     matrix = brightness * contrast * np.linalg.solve(TO_YIQ, chroma @ TO_YIQ)  # [3, 3]
     grey = picture.mean((0, 1), dtype=np.float64) @ LUMA
     offset = brightness * (1 - contrast) * grey

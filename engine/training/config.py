@@ -1,10 +1,10 @@
-"""What a training run does, as one frozen value; it is stored beside the weights."""
+"""What a training run does, as frozen values; they are stored beside the weights. Needs no torch."""
 
 import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["TrainConfig"]
+__all__ = ["AugmentConfig", "TrainConfig"]
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,8 @@ class TrainConfig:
         compile: compile the trunk and the pyramid; costs a minute, and again for each picture size.
         deterministic: bitwise the same run again, on a GPU too, where it costs speed.
         aspect_grouping: batches hold pictures that are all wide or all high.
+        polygons: masks to learn are drawn from polygons for each region, as Detectron2 does by default, rather than cut
+            from masks of pixels by RoIAlign.
         repeat_threshold: classes on fewer than this share of the pictures are shown more often; 0: none.
         log_every, evaluate_every, save_every: iterations between lines, evaluations and saved states; 0: at the end.
         samples: pictures of the validation set that are drawn at each evaluation.
@@ -64,6 +66,7 @@ class TrainConfig:
     compile: bool = False
     deterministic: bool = False
     aspect_grouping: bool = True
+    polygons: bool = False
     repeat_threshold: float = 0.0
     log_every: int = 20
     evaluate_every: int = 0
@@ -98,3 +101,53 @@ class TrainConfig:
         """The values that decide what is learned: a run goes on only with the same ones."""
         housekeeping = {"workers", "log_every", "evaluate_every", "save_every", "samples", "patience", "best"}
         return {k: v for k, v in dataclasses.asdict(self).items() if k not in housekeeping}
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """What is changed at random; by default nothing.
+
+    Attributes:
+        min_sizes: short sides to choose from, instead of the one in the model's config: (640, 672, ..., 800).
+        max_size: limit of the long side, instead of the model's.
+        jitter: large-scale jitter: the picture is scaled to ``jitter_size`` times a factor from this range, (0.1, 2.0)
+            in the papers, then cropped at random and padded on the right and below to exactly that size.
+        jitter_size: height and width.
+        crop: probability of a random crop.
+        crop_range: its height and its width, each as a share of the picture's.
+        flip: probability of mirroring left and right.
+        color: probability that brightness, contrast, saturation and hue change.
+        brightness, contrast, saturation: each is scaled by a factor from 1 - x to 1 + x.
+        hue: it turns by up to this share of the circle, either way.
+        grey: probability that colours go.
+        copy_paste: probability that objects of another picture are pasted, each with an even chance.
+    """
+
+    min_sizes: tuple[int, ...] = ()
+    max_size: int | None = None
+    jitter: tuple[float, float] | None = None
+    jitter_size: tuple[int, int] = (1024, 1024)
+    crop: float = 0.0
+    crop_range: tuple[float, float] = (0.5, 1.0)
+    flip: float = 0.0
+    color: float = 0.0
+    brightness: float = 0.4
+    contrast: float = 0.4
+    saturation: float = 0.4
+    hue: float = 0.05
+    grey: float = 0.0
+    copy_paste: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("crop", "flip", "color", "brightness", "contrast", "saturation", "hue", "grey", "copy_paste"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}: expected a number in 0..1, got {getattr(self, name)}")
+        for name, bounds, most in (("jitter", self.jitter, 100), ("crop_range", self.crop_range, 1)):
+            if bounds is not None and not 0 < bounds[0] <= bounds[1] <= most:
+                raise ValueError(f"{name}: expected two rising numbers above 0 and up to {most}, got {bounds}")
+        sizes = {"min_sizes": self.min_sizes, "max_size": (self.max_size or 1,), "jitter_size": self.jitter_size}
+        for name, values in sizes.items():
+            if not all(value >= 1 for value in values):
+                raise ValueError(f"{name}: expected at least 1, got {values}")
+        if self.jitter and (self.min_sizes or self.max_size):
+            raise ValueError("jitter: expected no min_sizes or max_size with it, which it replaces")

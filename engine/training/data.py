@@ -13,7 +13,7 @@ mirrored one), they are turned, as in Detectron2.
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,11 +26,15 @@ from ..pictures.outlines import crop_of_runs
 from ..pictures.reading import PictureError, read
 from .segmentation import polygons_of, runs_of
 
-__all__ = ["CocoDataset", "Example", "Record", "read_json", "read_upright"]
+__all__ = ["CocoDataset", "Example", "Record", "SizeError", "clipped_box", "read_json", "read_upright"]
 
 ORIENTATION_TAG = 0x0112
 
 Polygons = list[NDArray[np.float64]]  # the parts of one object, [P, 2] each
+
+
+class SizeError(PictureError):
+    """A picture of another size than its annotations say."""
 
 
 @dataclass
@@ -116,7 +120,7 @@ class CocoDataset:
         self.annotations = Path(annotations)
         self.boxes_only = boxes_only
         content = read_json(self.annotations)
-        names = {int(x): str(name) for x, name in self._fields(content["categories"], "category", ("id", "name"))}
+        names: dict[int, str] = dict(self._fields(content["categories"], "category", ("id", "name")))
         self.category_ids = tuple(sorted(names) if category_ids is None else category_ids)
         missing = [x for x in self.category_ids if x not in names]
         if missing:
@@ -128,7 +132,7 @@ class CocoDataset:
         for x, name, height, width in self._fields(content["images"], "image", ("id", "file_name", "height", "width")):
             if x in records:
                 raise ValueError(f"{self.annotations}: expected one image with id {x!r}, got two")
-            records[x] = Record(x, Path(images) / name, (int(height), int(width)), [])
+            records[x] = Record(x, Path(images) / name, (height, width), [])
         entries = content["annotations"]
         for entry, (x, category) in zip(
             entries, self._fields(entries, "annotation", ("image_id", "category_id")), strict=True
@@ -140,13 +144,13 @@ class CocoDataset:
                 records[x].annotations.append(entry)
         self.records = list(records.values())
 
-    def _fields(self, entries: list[Any], kind: str, names: tuple[str, ...]) -> Iterable[tuple[Any, ...]]:
+    def _fields(self, entries: list[Any], kind: str, names: tuple[str, ...]) -> Iterator[Any]:
         for n, entry in enumerate(entries):
-            try:
-                yield tuple(entry[name] for name in names)
-            except (KeyError, TypeError):
+            values = tuple(entry.get(name) if isinstance(entry, dict) else None for name in names)
+            if not all(isinstance(x, str if "name" in name else int) for name, x in zip(names, values, strict=True)):
                 where = f"{kind} {entry['id']!r}" if isinstance(entry, dict) and "id" in entry else f"{kind} number {n}"
-                raise ValueError(f"{self.annotations}: {where}: expected {names}, got {entry!r:.80}") from None
+                raise ValueError(f"{self.annotations}: {where}: expected {names}, got {entry!r:.80}")
+            yield values
 
     def __len__(self) -> int:
         return len(self.records)
@@ -234,7 +238,8 @@ def read_upright(path: Path, size: tuple[int, int]) -> NDArray[np.uint8]:
     """A picture as its annotations see it, uint8 RGB [H, W, 3]: of that size, upright or as stored.
 
     Raises:
-        PictureError: a damaged picture, or one that has another size either way.
+        SizeError: a picture of another size, upright and as stored.
+        PictureError: a damaged one.
         OSError: a missing file.
     """
     upright = read(path).array
@@ -247,4 +252,4 @@ def read_upright(path: Path, size: tuple[int, int]) -> NDArray[np.uint8]:
             if turned and stored.size == (size[1], size[0]):
                 return read(stored).array
     expected, got = f"{size[1]} x {size[0]}", f"{upright.shape[1]} x {upright.shape[0]}"
-    raise PictureError(f"{path}: expected the annotations' {expected} pixels, got {got}")
+    raise SizeError(f"{path}: expected the annotations' {expected} pixels, got {got}")

@@ -79,12 +79,17 @@ class MovingAverage:
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
         self.decay = decay
 
-    @torch.no_grad()
     def update(self, model: MaskRCNN, iteration: int) -> None:
         """Take in the weights after the update ``iteration``, the first being 0."""
-        share = 1 - min(self.decay, (1 + iteration) / (10 + iteration))
-        own, new = _floats(self.model), _floats(model)
-        torch._foreach_lerp_(own, new, share)
+        self._move(model, 1 - min(self.decay, (1 + iteration) / (10 + iteration)))
+
+    def copy(self, model: MaskRCNN) -> None:
+        """Take the weights as they are."""
+        self._move(model, 1.0)
+
+    @torch.no_grad()
+    def _move(self, model: MaskRCNN, share: float) -> None:
+        torch._foreach_lerp_(_floats(self.model), _floats(model), share)
         for ours, theirs in zip(self.model.buffers(), model.buffers(), strict=True):
             if not ours.is_floating_point():
                 ours.copy_(theirs)

@@ -95,18 +95,24 @@ def start(
 
 
 def _initialize(model: MaskRCNN) -> None:
-    """As torchvision and Detectron2 agree: convolutions of the pyramid and linear layers by Xavier, masks by He."""
+    """As torchvision and Detectron2 agree: convolutions of the pyramid and linear layers by Xavier, masks by He.
+
+    The masks' last layer starts near zero, as in Detectron2: by He's rule its single class would start a loss of 6.
+    """
     layers: list[nn.Module] = [*model.fpn.modules(), *model.box_head.fcs]
     for layer in layers:
         if isinstance(layer, (nn.Conv2d, nn.Linear)):
             nn.init.kaiming_uniform_(layer.weight, a=1)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
-    for layer in model.mask_head.modules() if model.mask_head else ():
+    if model.mask_head is None:
+        return
+    for layer in model.mask_head.modules():
         if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
+    nn.init.normal_(model.mask_head.logits.weight, std=0.001)
 
 
 def _filled(

@@ -123,7 +123,14 @@ def load(family: Family, contents: Contents, options: Options) -> tuple[MaskRCNN
 
 
 def export(family: Family, model: MaskRCNN, *, bgr: bool = False) -> dict[str, Tensor]:
-    """The state dict that the family would give this network; rows of a leading background come back as zeros."""
+    """The state dict that the family would give this network; rows of a leading background come back as zeros.
+
+    Raises:
+        ValueError: for a model of which the family has no such kind.
+    """
+    pool, masks = model.config.pool, model.config.mask_head
+    if pool.maximum or pool.quantized or (masks is not None and masks.softmax):
+        raise ValueError(f"{family.name} has neither RoIPool, nor a maximum over RoIAlign's samples, nor softmax masks")
     changes = transforms(model.config, bgr=bgr, background_first=family.background_first)
     return _renamed(weights(model), KeyMap(family.rules(Layout.of(model.config))), changes)
 

@@ -1,0 +1,165 @@
+"""A step of training on a CPU, beside torchvision's with the same weights: losses, their gradients, an update by SGD.
+
+Both learn all weights but those of the norms, and draw the same samples of anchors and RoIs, so that the terms of
+their losses must agree. The pictures come ready made; torchvision does not resize them again.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..engine.model.checkpoints import load_model
+from ..engine.model.losses import LossConfig, Targets, losses
+from ..engine.model.mask_rcnn import MaskRCNN
+from ..engine.model.matching import ANCHORS, OBJECTS, PROPOSALS, draw
+from .harness import Row, compare, optional
+from .networks import photographs, random_resnet, torchvision_twin
+
+__all__ = ["TERMS", "SeededSampler", "run", "same_samples"]
+
+TERMS = {  # of torchvision's losses
+    "rpn_cls": "loss_objectness",
+    "rpn_box": "loss_rpn_box_reg",
+    "cls": "loss_classifier",
+    "box": "loss_box_reg",
+    "mask": "loss_mask",
+}
+# Of each term, relative. In float32 a proposal that rounding lets in moves those behind it to other rows, of which
+# other samples are drawn, at random as before; in float64 the terms agree to rounding.
+TOLERANCE = 1e-2
+OBJECTS_EACH = 8  # in a picture
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model ("people", or a ResNet's depth) and its batch."""
+
+    name: str
+    model: str
+    size: tuple[int, int]
+    batch: int
+
+
+CASES = (
+    Case("people, MobileNetV2 FPN, 2 x 320 x 512", "people", (320, 512), 2),
+    Case("ResNet-50 FPN, 1 x 640 x 800", "50", (640, 800), 1),
+)
+
+
+def run(threads: int, quick: bool) -> Iterator[list[Row]]:
+    """The bundled model and ResNet-50 FPN, on photographs with ellipses in them."""
+    for case in (replace(CASES[0], size=(128, 160)),) if quick else CASES:
+        rounds = 2 if quick else 10 if case.model == "people" else 5
+        yield compare("training", case.name, _steps(case), _disagreement, rounds=rounds, threads=threads)
+
+
+class SeededSampler:
+    """In the place of torchvision's sampler: it draws what `losses` draws from the same seeds.
+
+    Args:
+        seeds: int64 [B].
+        first: `ANCHORS` or `PROPOSALS`.
+        objects: how many of the last rows of each picture are objects.
+    """
+
+    def __init__(self, seeds: Tensor, total: int, positive: float, first: int, objects: Sequence[int]) -> None:
+        self.seeds, self.total, self.positives = seeds, total, int(total * positive)
+        self.first, self.objects = first, objects
+
+    def __call__(self, labels: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Labels [N] of each picture, 0 for background and below for neither -> masks of the chosen, uint8 [N]."""
+        chosen: tuple[list[Tensor], list[Tensor]] = ([], [])
+        for seed, label, last in zip(self.seeds.split(1), labels, self.objects, strict=True):
+            keys = torch.cat([draw(seed, self.first, len(label) - last), draw(seed, OBJECTS, last)], 1)[0]
+            order = keys.argsort(descending=True)
+            foreground = order[label[order] >= 1][: self.positives]
+            background = order[label[order] == 0][: self.total - len(foreground)]
+            for masks, rows in zip(chosen, (foreground, background), strict=True):
+                masks.append(torch.zeros(len(label), dtype=torch.uint8).index_fill_(0, rows, 1))
+        return chosen
+
+
+def same_samples(twin: Any, config: LossConfig, seeds: Tensor, objects: Sequence[int]) -> None:
+    """Let torchvision's model train with the proposals and samples of ``config`` and the seeds of the pictures.
+
+    Args:
+        objects: of each picture.
+    """
+    twin.rpn._pre_nms_top_n, twin.rpn._post_nms_top_n = {"training": config.pre_nms}, {"training": config.post_nms}
+    nothing = [0] * len(objects)
+    twin.rpn.fg_bg_sampler = SeededSampler(seeds, config.rpn_samples, config.rpn_positive, ANCHORS, nothing)
+    twin.roi_heads.fg_bg_sampler = SeededSampler(seeds, config.roi_samples, config.roi_positive, PROPOSALS, objects)
+
+
+def _steps(case: Case) -> dict[str, Callable[[], dict[str, float]] | None]:
+    source = load_model("people") if case.model == "people" else random_resnet(int(case.model))
+    image = torch.stack([torch.from_numpy(x) for x in photographs(case.size, case.batch)]).permute(0, 3, 1, 2).float()
+    sizes, seeds = torch.tensor([case.size] * case.batch), torch.arange(case.batch)
+    targets, config = _ellipses(case), LossConfig.TORCHVISION
+    assert targets.masks is not None
+    torchvision = optional("torchvision")
+    theirs = None
+    if torchvision is not None:
+        twin: Any = torchvision_twin(torchvision, source, source.config).train().requires_grad_(True)
+        twin.transform._skip_resize = True
+        same_samples(twin, config, seeds, [OBJECTS_EACH] * case.batch)
+        images = list((image / 255).contiguous())
+        objects = [
+            {"boxes": boxes, "labels": labels + 1, "masks": masks}
+            for boxes, labels, masks in zip(targets.boxes, targets.labels, targets.masks, strict=True)
+        ]
+
+        def their_terms() -> dict[str, Tensor]:
+            found = twin(images, objects)
+            return {name: found[term] for name, term in TERMS.items()}
+
+        theirs = _step(twin, their_terms)
+    model = _learning(source)
+    ours = _step(model, lambda: losses(model, image, sizes, targets, config, seeds=seeds))
+    return {"torchvision": theirs, "trimask": ours}
+
+
+def _learning(model: MaskRCNN) -> MaskRCNN:
+    """All but the norms."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.requires_grad_(False)
+    return model.to(memory_format=torch.channels_last)
+
+
+def _step(model: nn.Module, terms: Callable[[], dict[str, Tensor]]) -> Callable[[], dict[str, float]]:
+    """At a learning rate of 0: each call does the same work."""
+    optimizer = torch.optim.SGD((x for x in model.parameters() if x.requires_grad), lr=0.0, momentum=0.9)
+
+    def step() -> dict[str, float]:
+        found = terms()
+        optimizer.zero_grad()
+        torch.stack(list(found.values())).sum().backward()
+        optimizer.step()
+        return {name: float(term.detach()) for name, term in found.items()}
+
+    return step
+
+
+def _ellipses(case: Case) -> Targets:
+    rng = torch.Generator().manual_seed(0)
+    height, width = case.size
+    extent = torch.tensor([width, height])
+    shape = (case.batch, OBJECTS_EACH, 2)
+    sides = (extent * (0.1 + 0.4 * torch.rand(shape, generator=rng))).round()  # [B, G, 2]
+    low = ((extent - sides) * torch.rand(shape, generator=rng)).round()
+    middle, radius = (low + sides / 2)[..., None, None], (sides / 2)[..., None, None]
+    x, y = torch.arange(width) + 0.5, torch.arange(height)[:, None] + 0.5
+    masks = ((x - middle[:, :, 0]) / radius[:, :, 0]) ** 2 + ((y - middle[:, :, 1]) / radius[:, :, 1]) ** 2 <= 1
+    none = torch.zeros(shape[:2], dtype=torch.int64)
+    count = torch.full((case.batch,), OBJECTS_EACH)
+    return Targets(torch.cat([low, low + sides], -1), none, none.bool(), count, masks.byte())
+
+
+def _disagreement(expected: dict[str, float], found: dict[str, float]) -> str:
+    apart = {name: abs(found[name] / value - 1) for name, value in expected.items()}
+    worst = max(apart, key=lambda name: apart[name])
+    return "" if apart[worst] <= TOLERANCE else f"{worst} {found[worst]:.6f} instead of {expected[worst]:.6f}"

@@ -1,0 +1,61 @@
+"""The conventions in which losses of the same name differ. Needs no torch."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+__all__ = ["LossConfig"]
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """How the loss is made. The default is torchvision's, but for the crowds.
+
+    Attributes:
+        rpn_foreground, rpn_background: IoU from which on an anchor is foreground, and below which it is background.
+        rpn_samples, rpn_positive: anchors to learn of a picture, and the largest share of foreground among them.
+        rpn_beta: where the smooth L1 of the deltas turns from a parabola into a line; 0 is L1.
+        rpn_mean: both terms are divided by the number of anchors sampled; otherwise by ``rpn_samples`` for every
+            picture, also where fewer were found.
+        pre_nms, post_nms: proposals in training; see :class:`RPNConfig`.
+        roi_foreground: IoU from which on a RoI is foreground; below, it is background.
+        roi_samples, roi_positive, roi_beta: as those of the RPN, for the RoIs and the box head's deltas.
+        add_objects: the objects' own boxes are RoIs, too.
+        crowd_threshold: what would be background, but lies with more than this share of its area in a crowd's box, is
+            not learned; with None, as both peers have it, crowds are as if nobody had marked them. A crowd is never
+            an object.
+        mask_aligned: whether RoIAlign cuts the masks with the half-pixel shift.
+        mask_threshold: the share of an object from which on a cell of its mask is 1, else 0; with None, the share
+            itself is learned.
+    """
+
+    TORCHVISION: ClassVar["LossConfig"]
+    DETECTRON2: ClassVar["LossConfig"]
+
+    rpn_foreground: float = 0.7
+    rpn_background: float = 0.3
+    rpn_samples: int = 256
+    rpn_positive: float = 0.5
+    rpn_beta: float = 1 / 9
+    rpn_mean: bool = True
+    pre_nms: int = 2000
+    post_nms: int = 2000
+    roi_foreground: float = 0.5
+    roi_samples: int = 512
+    roi_positive: float = 0.25
+    roi_beta: float = 1 / 9
+    add_objects: bool = True
+    crowd_threshold: float | None = 0.7
+    mask_aligned: bool = False
+    mask_threshold: float | None = None
+
+
+LossConfig.TORCHVISION = LossConfig(crowd_threshold=None)
+LossConfig.DETECTRON2 = LossConfig(
+    rpn_beta=0.0,
+    rpn_mean=False,
+    post_nms=1000,
+    roi_beta=0.0,
+    crowd_threshold=None,
+    mask_aligned=True,
+    mask_threshold=0.5,
+)

@@ -1,0 +1,114 @@
+"""Which object a box is to learn, and which boxes of many take part (Faster R-CNN, Ren et al., 2015, section 3.1.2)."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import boxes as B
+
+__all__ = ["ANCHORS", "BACKGROUND", "NEITHER", "OBJECTS", "PROPOSALS", "Sample", "draw", "match", "sample"]
+
+BACKGROUND, NEITHER = -1, -2
+ANCHORS, PROPOSALS, OBJECTS = 0, 1 << 30, 2 << 30  # from where on :func:`draw` counts the rows of each
+KEYS = 1 << 32  # of the random choice: how many there are
+_ALL = KEYS - 1  # bits of one
+
+
+def match(
+    boxes: Tensor,
+    objects: Tensor,
+    real: Tensor,
+    crowd: Tensor,
+    *,
+    foreground: float,
+    background: float,
+    favourites: bool,
+    crowd_threshold: float | None,
+) -> Tensor:
+    """For each box of one picture the index of its object, :data:`BACKGROUND` or :data:`NEITHER`; int64 [N].
+
+    Args:
+        boxes: [N, 4].
+        objects: [G, 4].
+        real: bool [G], objects that can be learned; other rows match nothing.
+        crowd: bool [G], rows that are regions to ignore.
+        foreground: IoU from which on a box takes the object that it overlaps most.
+        background: IoU below which it is background.
+        favourites: a box that an object overlaps most, if at all, is foreground whatever their IoU; it takes the
+            object that *it* overlaps most.
+        crowd_threshold: a box of the background is neither, where more than this share of its area lies in a crowd's
+            box; None counts it as background.
+    """
+    shared, area = B.intersection(objects, boxes), B.area(boxes)  # [G, N], [N]
+    overlap = shared / (B.area(objects)[:, None] + area - shared)
+    overlap.masked_fill_(~real[:, None], -1.0)
+    best, nearest = overlap.max(0)
+    found = torch.where(best >= foreground, nearest, torch.where(best < background, BACKGROUND, NEITHER))
+    if favourites:
+        most = overlap.amax(1, keepdim=True)
+        found = torch.where(((overlap == most) & (most > 0)).any(0), nearest, found)
+    if crowd_threshold is not None:
+        covered = (shared / area).masked_fill_(~crowd[:, None], 0.0).amax(0) > crowd_threshold
+        found = torch.where(covered & (found == BACKGROUND), NEITHER, found)
+    return found
+
+
+class Sample(NamedTuple):
+    """Boxes to learn from, in rows: the foreground first, then the background, then rows that are not there.
+
+    Attributes:
+        index: int64 [B, S], which of the candidates.
+        foreground: bool [B, S].
+        there: bool [B, S].
+    """
+
+    index: Tensor  # type: ignore[assignment]  # hides tuple.index, which nobody misses
+    foreground: Tensor
+    there: Tensor
+
+
+def draw(seeds: Tensor, first: int, rows: int) -> Tensor:
+    """Random keys for rows of pictures, by which to choose among them; int64 [B, rows] from 0 up to :data:`KEYS`.
+
+    A key is a function of its picture's seed and its row alone, the same on every device, whatever else is in the
+    batch. No two rows of a picture have the same.
+
+    Args:
+        seeds: int64 [B].
+        first: the number of the first row; rows of other kinds have other numbers, and so other keys.
+        rows: how many.
+    """
+    seed = _mix(_mix(seeds & _ALL) ^ (seeds >> 32 & _ALL))[:, None]
+    row = torch.arange(first, first + rows, device=seeds.device)
+    return _mix(_mix(row + seed & _ALL) ^ seed)
+
+
+def _mix(x: Tensor) -> Tensor:
+    """A permutation of the numbers of 32 bits in which each bit depends on all others (Wellons' hash-prospector).
+
+    Its factors are below 2**31, so that no product leaves int64.
+    """
+    x = (x ^ (x >> 16)) * 0x21F0AAAD & _ALL
+    x = (x ^ (x >> 15)) * 0x735A2D97 & _ALL
+    return x ^ (x >> 15)
+
+
+def sample(matches: Tensor, total: int, positives: int, keys: Tensor) -> Sample:
+    """At random ``positives`` boxes of the foreground or fewer, and of the background up to ``total`` in all.
+
+    The largest keys win: no shape depends on how many there are of either.
+
+    Args:
+        matches: int64 [B, N] of :func:`match`.
+        total: S, cut to N.
+        positives: no more than ``total``.
+        keys: [B, N] of :func:`draw`.
+    """
+    capacity = matches.shape[1]
+    best, index = torch.where(matches >= 0, keys, -1).topk(min(positives, capacity), 1)
+    keys = torch.where(matches == BACKGROUND, keys, -1)
+    ahead = best + KEYS  # of all background
+    keys = keys.scatter(1, index, torch.where(best >= 0, ahead, keys.gather(1, index)))
+    best, index = keys.topk(min(total, capacity), 1)
+    return Sample(index, best >= KEYS, best >= 0)

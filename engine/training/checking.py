@@ -1,0 +1,329 @@
+"""Faults of a COCO annotation file and its pictures, and a copy of the file without them."""
+
+import copy
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...kernels.cpu.masks import area_of_runs, box_of_runs
+from ..model.files import write_whole
+from ..pictures.reading import PictureError, read
+from .data import SizeError, read_json, read_upright
+from .segmentation import polygons_of, runs_of
+
+__all__ = ["FAULTS", "Fault", "Report", "check"]
+
+# What is looked for, and what the clean copy does about it.
+FAULTS = {
+    "missing field": "filled in, or the entry dropped",
+    "missing file": "picture dropped",
+    "unreadable file": "picture dropped",
+    "size mismatch": "picture dropped",
+    "duplicate file name": "later picture dropped",
+    "duplicate image id": "later picture dropped",
+    "duplicate category id": "later category dropped",
+    "duplicate annotation id": "later annotation renumbered",
+    "annotation id 0": "renumbered: COCOeval takes 0 for no match",
+    "unknown image": "annotation dropped",
+    "unknown category": "annotation dropped",
+    "bad polygon": "polygon dropped, or its annotation if it has no other",
+    "polygon outside": "clipped to the picture",
+    "bad run lengths": "annotation dropped",
+    "empty mask": "annotation dropped",
+    "degenerate box": "replaced by the mask's extent",
+    "box outside": "replaced by the mask's extent",
+    "box unlike mask": "replaced by the mask's extent",
+}
+
+SLACK = 1.0  # pixels that coordinates may lie outside: rounding, not faults
+# A box is unlike its mask where a side is off by more than these pixels, and by more than this share of the mask's.
+UNLIKE_PIXELS, UNLIKE_SHARE = 2.0, 0.1
+SIDES = (8, 16, 32, 64, 128, 256, 512)  # of the histogram of sizes, in pixels
+
+Progress = Callable[[Iterable[Any], int], Iterable[Any]]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One fault.
+
+    Attributes:
+        kind: a key of :data:`FAULTS`.
+        image: the picture's file name, where there is one.
+        annotation: the annotation's id, where it is one's.
+        detail: what was expected and what came.
+    """
+
+    kind: str
+    image: str | None
+    annotation: Any
+    detail: str
+
+
+@dataclass
+class Report:
+    """What was found.
+
+    Attributes:
+        faults: in the order of the file.
+        clean: the content of the file without them.
+        pictures, objects, crowds: in the file, objects and crowds those that are usable.
+        empty: pictures without an object, which are legal.
+        classes: usable objects by class name.
+        sizes: usable objects by the square root of their area.
+    """
+
+    faults: list[Fault] = field(default_factory=list)
+    clean: dict[str, Any] = field(default_factory=dict)
+    pictures: int = 0
+    objects: int = 0
+    crowds: int = 0
+    empty: int = 0
+    classes: dict[str, int] = field(default_factory=dict)
+    sizes: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Faults by kind, in the order of :data:`FAULTS`."""
+        found = Counter(fault.kind for fault in self.faults)
+        return {kind: found[kind] for kind in FAULTS if found[kind]}
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything but the clean copy."""
+        facts = {name: getattr(self, name) for name in ("pictures", "objects", "crowds", "empty", "classes", "sizes")}
+        return {**facts, "counts": self.counts, "faults": [vars(fault) for fault in self.faults]}
+
+    def write_clean(self, path: Path) -> Path:
+        """Write the clean copy; what was there before stays until it is whole."""
+        return write_whole(path, lambda file: file.write(json.dumps(self.clean).encode()))
+
+
+def check(
+    annotations: Path | str, images: Path | str, *, workers: int = 4, progress: Progress = lambda items, total: items
+) -> Report:
+    """Look for faults in a COCO annotation file and in every picture that it names.
+
+    Args:
+        images: the folder that its file names start from.
+        workers: threads that decode pictures.
+        progress: wraps an iterable and its length, to show how far it got.
+
+    Raises:
+        ValueError: a file that is not JSON, or lacks one of COCO's three lists.
+    """
+    return _Check(read_json(Path(annotations)), Path(images)).run(workers, progress)
+
+
+class _Check:
+    def __init__(self, content: dict[str, Any], folder: Path) -> None:
+        self.content = content
+        self.folder = folder
+        self.report = Report(pictures=len(content["images"]))
+        self.sizes: Counter[int] = Counter()
+
+    def run(self, workers: int, progress: Progress) -> Report:
+        categories = list(self._categories())
+        names = {entry["id"]: entry["name"] for entry in categories}
+        images = list(self._images(workers, progress))
+        annotations = list(self._annotations({entry["id"]: entry for entry in images}, names))
+        found = Counter(names[entry["category_id"]] for entry in annotations if not entry["iscrowd"])
+        report = self.report
+        report.objects = found.total()
+        report.crowds = len(annotations) - report.objects
+        report.empty = len({entry["id"] for entry in images} - {entry["image_id"] for entry in annotations})
+        report.classes = {name: found[name] for name in names.values()}
+        bounds = [f"{low}-{high}" for low, high in zip((0, *SIDES), SIDES, strict=False)] + [f"{SIDES[-1]}-"]
+        report.sizes = {bound: self.sizes[n] for n, bound in enumerate(bounds)}
+        report.clean = {**self.content, "images": images, "annotations": annotations, "categories": categories}
+        return report
+
+    def _fault(self, kind: str, detail: str, image: str | None = None, annotation: Any = None) -> None:
+        assert kind in FAULTS
+        self.report.faults.append(Fault(kind, image, annotation, detail))
+
+    def _categories(self) -> Iterator[dict[str, Any]]:
+        seen = set()
+        for entry in self.content["categories"]:
+            if _get(entry, "id") is None or not isinstance(entry.get("name"), str):
+                self._fault("missing field", f"category: expected an integer id and a name, got {entry!r:.80}")
+            elif entry["id"] in seen:
+                self._fault("duplicate category id", f"category {entry['id']}: expected it once, got {entry!r:.80}")
+            else:
+                seen.add(entry["id"])
+                yield entry
+
+    def _images(self, workers: int, progress: Progress) -> Iterator[dict[str, Any]]:
+        """The pictures that are all right, their sizes filled in."""
+        entries, seen, files = [], set(), set()
+        for entry in self.content["images"]:
+            name = entry.get("file_name") if isinstance(entry, dict) else None
+            if _get(entry, "id") is None or not isinstance(name, str):
+                self._fault("missing field", f"image: expected an integer id and a file_name, got {entry!r:.80}", name)
+            elif entry["id"] in seen:
+                self._fault("duplicate image id", f"expected one image with id {entry['id']}, got another", name)
+            elif name in files:
+                self._fault("duplicate file name", f"expected it once, got it again as image {entry['id']}", name)
+            else:
+                entries.append(entry)
+                seen.add(entry["id"])
+                files.add(name)
+        with ThreadPoolExecutor(workers) as pool:
+            results = progress(pool.map(self._picture, entries), len(entries))
+            for entry, (size, kind, detail) in zip(entries, results, strict=True):
+                if kind:
+                    self._fault(kind, detail, entry["file_name"])
+                if size:
+                    yield {**entry, "height": size[0], "width": size[1]}
+
+    def _picture(self, entry: dict[str, Any]) -> tuple[tuple[int, int] | None, str, str]:
+        """The size of a picture, None if it is of no use; a fault and its detail."""
+        path, size = self.folder / entry["file_name"], (_get(entry, "height"), _get(entry, "width"))
+        try:
+            if size[0] is None or size[1] is None:
+                return read(path).size, "missing field", f"expected height and width, got {size}"
+            return read_upright(path, (size[0], size[1])).shape[:2], "", ""
+        except SizeError as error:
+            return None, "size mismatch", str(error)
+        except FileNotFoundError:
+            return None, "missing file", f"{path}: expected a picture, found no file"
+        except (PictureError, OSError) as error:
+            return None, "unreadable file", str(error)
+
+    def _annotations(self, images: dict[int, dict[str, Any]], names: dict[int, str]) -> Iterator[dict[str, Any]]:
+        """The annotations that are of use, put right."""
+        entries = self.content["annotations"]
+        dropped = {_get(entry, "id") for entry in self.content["images"]} - {None, *images}
+        free = 1 + max((_get(entry, "id") or 0 for entry in entries), default=0)
+        seen: set[int] = set()
+        for entry in entries:
+            needed = {name: _get(entry, name) for name in ("image_id", "category_id")}
+            number, image_id, category = _get(entry, "id"), *needed.values()
+            if image_id in dropped:
+                continue  # with its picture, whose fault is told
+            image = images.get(image_id) if image_id is not None else None
+            file = None if image is None else image["file_name"]
+            absent = [name for name, value in needed.items() if value is None]
+            if absent:
+                self._fault("missing field", f"expected {', '.join(absent)}, got {entry!r:.80}", file, number)
+            elif image is None:
+                self._fault("unknown image", f"expected an image of the file, got {image_id}", None, number)
+            elif category not in names:
+                self._fault("unknown category", f"expected a category of the file, got {category}", file, number)
+            else:
+                fixed = self._annotation(entry, image)
+                again = number in seen
+                if number is None or number == 0 or again:
+                    if number is not None:
+                        kind = "duplicate annotation id" if again else "annotation id 0"
+                        self._fault(kind, f"expected an id of its own above 0, got {number}", file, number)
+                    fixed["id"], free = free, free + 1
+                seen.add(fixed["id"])
+                if "area" in fixed:
+                    yield fixed
+
+    def _annotation(self, entry: dict[str, Any], image: dict[str, Any]) -> dict[str, Any]:
+        """An annotation put right, without an area where there is nothing of it."""
+        fixed, size = copy.copy(entry), (image["height"], image["width"])
+
+        def fault(kind: str, detail: str) -> None:
+            self._fault(kind, detail, image["file_name"], _get(entry, "id"))
+
+        absent = [name for name in ("id", "bbox", "segmentation", "area", "iscrowd") if entry.get(name) is None]
+        if absent:
+            fault("missing field", f"expected {', '.join(absent)}, got none")
+        fixed["iscrowd"] = int(bool(entry.get("iscrowd", 0)))
+        segmentation = entry.get("segmentation")
+        fixed.pop("area", None)
+        if segmentation is None:
+            return fixed
+        if isinstance(segmentation, list):
+            fixed["segmentation"] = list(_usable_polygons(segmentation, size, fault))
+            if not fixed["segmentation"]:
+                return fixed
+        try:
+            runs = runs_of(fixed["segmentation"], size)
+        except ValueError as error:
+            fault("bad run lengths", str(error))
+            return fixed
+        area = area_of_runs(runs)
+        if not area:
+            fault("empty mask", "expected pixels in the mask, got none")
+            return fixed
+        if isinstance(segmentation, list):  # thin ends of polygons leave no pixels
+            points = np.concatenate(polygons_of(fixed["segmentation"], size))
+            extent = np.concatenate([points.min(0), points.max(0)]).clip(0, [size[1], size[0]] * 2)
+        else:
+            x, y, width, height = box_of_runs(runs, size[0])
+            extent = np.array([x, y, x + width, y + height], np.float64)
+        repaired = fixed["segmentation"] != segmentation
+        if repaired or entry.get("bbox") is None or _is_bad_box(entry["bbox"], extent, size, fault):
+            fixed["bbox"] = [*extent[:2].tolist(), *(extent[2:] - extent[:2]).tolist()]
+        stated = entry.get("area")
+        fixed["area"] = stated if isinstance(stated, (int, float)) and stated > 0 and not repaired else area
+        self.sizes[int(np.searchsorted(SIDES, area**0.5, side="right"))] += not fixed["iscrowd"]
+        return fixed
+
+
+def _get(entry: Any, name: str) -> int | None:
+    """An integer of an entry."""
+    value = entry.get(name) if isinstance(entry, dict) else None
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _usable_polygons(
+    segmentation: list[Any], size: tuple[int, int], fault: Callable[[str, str], None]
+) -> Iterator[list[float]]:
+    if not segmentation:
+        fault("bad polygon", "expected at least one polygon, got none")
+    limits = np.array([size[1], size[0]])
+    for flat in segmentation:
+        try:
+            (points,) = polygons_of([flat], size)
+        except ValueError as error:
+            fault("bad polygon", str(error))
+            continue
+        inside = points.clip(0, limits)
+        if (abs(points - inside) > SLACK).any():
+            fault("polygon outside", f"expected points in {size[1]} x {size[0]}, got {flat!r:.60}")
+            flat = inside.ravel().tolist()
+            if not _area(inside):
+                continue
+        elif not _area(points):
+            fault("bad polygon", f"expected an area above 0, got {flat!r:.60}")
+            continue
+        yield flat
+
+
+def _area(points: NDArray[np.float64]) -> float:
+    """The area of a polygon [P, 2], which is 0 for a line."""
+    x, y = (points - points[0]).T
+    return abs(float(x @ np.roll(y, -1) - y @ np.roll(x, -1))) / 2
+
+
+def _is_bad_box(
+    bbox: Any, extent: NDArray[np.float64], size: tuple[int, int], fault: Callable[[str, str], None]
+) -> bool:
+    """Whether a box needs to be replaced by the extent of its mask."""
+    try:
+        x, y, width, height = (float(value) for value in bbox)
+    except (TypeError, ValueError):
+        x = y = width = height = np.nan
+    box = np.array([x, y, x + width, y + height])
+    limits = np.array([size[1], size[0], size[1], size[0]])
+    allowed = np.maximum(UNLIKE_PIXELS, UNLIKE_SHARE * np.tile(extent[2:] - extent[:2], 2))
+    if not (np.isfinite(box).all() and width > 0 and height > 0):
+        fault("degenerate box", f"expected [x, y, width, height] with an area, got {bbox!r:.60}")
+    elif ((box < -SLACK) | (box > limits + SLACK)).any():
+        fault("box outside", f"expected a box in {size[1]} x {size[0]}, got {bbox!r:.60}")
+    elif (abs(box - extent) > allowed).any():
+        fault("box unlike mask", f"expected x1 y1 x2 y2 near {extent.tolist()}, got {box.round(1).tolist()}")
+    else:
+        return False
+    return True

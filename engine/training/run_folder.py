@@ -1,0 +1,107 @@
+"""The folder of a training run: what it was told, how it went, its weights, and the state to go on from.
+
+``config.json`` says what the run does, ``metrics.jsonl`` has a line for every few updates and for every evaluation,
+``state.pt`` is what a run resumes from, ``last.safetensors`` and ``best.safetensors`` are models to predict with.
+"""
+
+import contextlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..model.checkpoints import native
+from ..model.files import write_whole
+from ..model.mask_rcnn import MaskRCNN
+
+__all__ = ["RunFolder"]
+
+Line = dict[str, Any]
+
+
+class RunFolder:
+    """The files of a run.
+
+    Args:
+        path: is made where it is missing.
+        config: what the run does, as JSON has it; the parts that decide what is learned under ``"decisive"``.
+        resume: go on with the run that is there, or begin one where there is none; otherwise the folder must hold none.
+
+    Attributes:
+        state: what the run goes on from; None for a new run.
+        lines: of ``metrics.jsonl``, up to that state.
+
+    Raises:
+        FileExistsError: there is a run already.
+        ValueError: the run that is there does something else, or its state cannot be read.
+    """
+
+    def __init__(self, path: Path, config: Mapping[str, Any], resume: bool) -> None:
+        self.path = path
+        self.state: dict[str, Any] | None = None
+        self.lines: list[Line] = []
+        self._config = json.loads(json.dumps(config))
+        if resume and self._state.exists():
+            self._resume()
+        elif any(file.exists() for file in (self._state, self._metrics)) and not resume:
+            raise FileExistsError(f"{path}: expected a folder without a run, found one; resume it or name another")
+
+    def open(self) -> None:
+        """Make the folder, and cut what the state does not know off the metrics."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._write_text(self.path / "config.json", json.dumps(self._config, indent=1))
+        self._write_text(self._metrics, "".join(map(_text, self.lines)))
+
+    def log(self, line: Line) -> None:
+        """Add a line to the metrics."""
+        self.lines.append(line)
+        with self._metrics.open("a") as file:
+            file.write(_text(line))
+
+    def save_state(self, state: dict[str, Any]) -> None:
+        write_whole(self._state, lambda file: torch.save(state, file))
+
+    def save_model(self, model: MaskRCNN, name: str, iteration: int) -> None:
+        provenance = {"source": self._config["source"], "iterations": str(iteration)}
+        native.save(model, self.path / f"{name}.safetensors", provenance)
+
+    @property
+    def _state(self) -> Path:
+        return self.path / "state.pt"
+
+    @property
+    def _metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    def _resume(self) -> None:
+        before = json.loads((self.path / "config.json").read_text())["decisive"]
+        changed = sorted(_differences(before, self._config["decisive"]))
+        if changed:
+            raise ValueError(f"{self.path}: expected to go on with what the run does, got other {'; '.join(changed)}")
+        try:
+            self.state = torch.load(self._state, map_location="cpu", weights_only=True)
+        except Exception as error:
+            raise ValueError(f"{self._state}: expected the state of a run, got a broken file ({error})") from error
+        with contextlib.suppress(FileNotFoundError):
+            for text in self._metrics.read_text().splitlines():
+                line = json.loads(text) if text.endswith("}") else {"iteration": float("inf")}  # cut off in writing
+                if line["iteration"] <= self.state["iteration"]:
+                    self.lines.append(line)
+
+    def _write_text(self, path: Path, text: str) -> None:
+        write_whole(path, lambda file: file.write(text.encode()))
+
+
+def _text(line: Line) -> str:
+    return json.dumps(line, allow_nan=False) + "\n"
+
+
+def _differences(before: Any, now: Any, name: str = "") -> list[str]:
+    """The values of nested JSON objects that differ, by dotted name."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = sorted({*before, *now})
+        pairs = ((before.get(key), now.get(key), f"{name}.{key}".lstrip(".")) for key in keys)
+        return [line for pair in pairs for line in _differences(*pair)]
+    return [] if before == now else [f"{name}: {before!r:.60} before, {now!r:.60} now"]

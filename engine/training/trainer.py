@@ -1,0 +1,472 @@
+"""The training loop: end to end, all five losses at once (Mask R-CNN, He et al., 2017, section 3.1).
+
+An update reads the batch, sums the losses, goes back through the model and lets the optimiser step. On a GPU nothing in
+it waits for the device: a gradient that is not finite makes the optimiser skip the update there, and the losses are
+looked at a few updates late. With several processes each has its part of every batch, and what they learn is what one
+process with the whole batch would.
+
+A run is a pure function of its configuration: every random choice depends on the seed, the iteration and the place in
+the batch alone. So one that was interrupted goes on from its last state as if nothing had happened.
+"""
+
+import json
+import math
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from ..model.loss_config import LossConfig
+from ..model.losses import losses
+from ..model.mask_rcnn import MaskRCNN
+from .augment import Augment
+from .config import AugmentConfig, TrainConfig
+from .data import CocoDataset, read_json
+from .detection import detect
+from .distributed import Processes
+from .evaluate import evaluate
+from .loading import Batch, loader
+from .optimizing import MovingAverage, freeze, learning_rate, make_optimizer, training_mode
+from .reporting import Reporter
+from .run_folder import Line, RunFolder
+from .starting import Start
+from .stopping import Stop, stop_signals
+
+__all__ = ["Outcome", "Trainer"]
+
+TERMS = ("rpn_cls", "rpn_box", "cls", "box", "mask")
+LATE = 3  # updates until a GPU's losses are looked at
+
+Predict = Callable[..., Any]  # as Predictor.predict
+Watch = Callable[[int, Line | None], None]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+        reason: "finished", "no better for ... evaluations", or the signal that stopped it.
+        iteration: updates that were made.
+        summary: the last evaluation's figures, empty where there was none.
+        best: the best value of the figure that decides, and its iteration; None without an evaluation.
+    """
+
+    reason: str
+    iteration: int
+    summary: dict[str, float]
+    best: tuple[float, int] | None
+
+
+class Trainer:
+    """A training run in a folder.
+
+    Args:
+        out: the folder of the run.
+        start: the model, and which of its tensors came from where. It is trained in place.
+        data: what to learn from.
+        validation: what to evaluate on; None: nothing, and no best weights.
+        config, augment, loss: what to do.
+        processes: this one among all.
+        predictor: makes of a model what predicts with it, as ``lambda model: Predictor(model).predict``.
+        resume: go on with the run in the folder, or begin one where there is none.
+        watch: called with the number of updates so far: after each with None, and with every line of the metrics.
+
+    Raises:
+        ValueError: arguments that do not fit each other, or the run in the folder.
+        FileExistsError: there is a run in the folder, and it is not to be resumed.
+    """
+
+    def __init__(
+        self,
+        out: Path | str,
+        start: Start,
+        data: CocoDataset,
+        validation: CocoDataset | None,
+        config: TrainConfig,
+        augment: AugmentConfig,
+        loss: LossConfig,
+        *,
+        processes: Processes,
+        predictor: Callable[[MaskRCNN], Predict],
+        resume: bool = False,
+        watch: Watch = lambda iteration, line: None,
+    ) -> None:
+        self.config = config
+        self.data = data
+        self.validation = validation
+        self.processes = processes
+        self.predictor = predictor
+        self.watch = watch
+        _check(start.model, data, config, processes)
+        self.augment = Augment(augment, start.model.config.input)
+        self.folder = RunFolder(Path(out), _description(start, data, validation, config, augment, loss), resume)
+
+        model = start.model.to(processes.device)
+        if config.channels_last:
+            model = model.to(memory_format=torch.channels_last)
+        freeze(model, config, start.reused)
+        self.average = MovingAverage(model, config.ema)  # also what is evaluated and saved: plain layers
+        if config.norms == "synchronised" and processes.count > 1:
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        self.model: MaskRCNN = model
+        self.optimizer = make_optimizer(model, config)
+        self.scaler = torch.amp.GradScaler(processes.device.type, enabled=config.precision == "float16")
+        if config.compile:
+            model.backbone.compile()
+            model.fpn.compile()
+        objective: nn.Module = _Objective(model, config, loss, processes)
+        if processes.count > 1:
+            objective = DistributedDataParallel(objective, gradient_as_bucket_view=True)
+        self.objective = objective
+        self.iteration = 0
+        self._window = _Window()
+        self._since = time.perf_counter(), 0
+        self._late: deque[_Reading] = deque()
+        self._best: tuple[float, int] | None = None
+        self._without_better = 0
+        self._summary: dict[str, float] = {}
+        if self.folder.state:
+            self._restore(self.folder.state)
+        processes.gather(None)  # all have read what the first may now write
+        self.reporter = Reporter(self.folder, processes.first)
+
+    def run(self) -> Outcome:
+        """Train until the end.
+
+        Raises:
+            FloatingPointError: a loss is not a finite number; names the pictures. The state of the run is kept.
+            RuntimeError: a process that reads pictures died.
+        """
+        if self.processes.first:
+            self.folder.open()
+        with stop_signals() as stop, _deterministic(self.config.deterministic):
+            reason = self._train(stop)
+        self._sync_average()
+        if self.processes.first:
+            self.reporter.close()
+        return Outcome(reason, self.iteration, self._summary, self._best)
+
+    def _train(self, stop: Stop) -> str:
+        config = self.config
+        batches = self._batches()
+        self._since = time.perf_counter(), self.iteration
+        while self.iteration < config.iterations:
+            self._late.append(self._update(batches, stop))
+            self.iteration += 1
+            last = self.iteration == config.iterations
+            due = [
+                last or (every > 0 and self.iteration % every == 0)
+                for every in (config.log_every, config.evaluate_every, config.save_every)
+            ]
+            late = LATE if self.processes.device.type == "cuda" and not any(due) else 0
+            reason = ""
+            while len(self._late) > late:
+                reason = self._look(self._late.popleft()) or reason
+            if due[0]:
+                self._log(self._measured())
+            if due[1] and self.validation is not None:
+                self._log(self._evaluate())
+                if config.patience and self._without_better >= config.patience:
+                    reason = reason or f"no better for {config.patience} evaluations"
+            if due[1] or due[2] or reason:
+                self._save()
+                self._since = time.perf_counter(), self.iteration
+            self.watch(self.iteration, None)
+            if reason:
+                return reason
+        return "finished"
+
+    def _batches(self) -> Iterator[Batch]:
+        config = self.config
+        return loader(
+            self.data,
+            self.augment,
+            batch_size=config.batch // config.accumulate,
+            workers=config.workers,
+            seed=config.seed,
+            rank=self.processes.rank,
+            world_size=self.processes.count,
+            start_iteration=self.iteration * config.accumulate,
+            aspect_grouping=config.aspect_grouping,
+            repeat_threshold=config.repeat_threshold,
+            keep_polygons=config.polygons,
+            pin_memory=self.processes.device.type == "cuda",
+        )
+
+    def _update(self, batches: Iterator[Batch], stop: Stop) -> "_Reading":
+        """One update of the weights, started but perhaps not done yet."""
+        config, device = self.config, self.processes.device
+        rate = learning_rate(config, self.iteration)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        training_mode(self.model)
+        sums: list[Tensor] = []
+        paths: list[str] = []
+        for part in range(config.accumulate):
+            batch = next(batches)
+            paths += batch.paths
+            whole = part == config.accumulate - 1
+            ddp = self.objective if isinstance(self.objective, DistributedDataParallel) and not whole else None
+            with ddp.no_sync() if ddp else nullcontext():
+                seeds = self._seeds(self.iteration * config.accumulate + part, len(batch.image))
+                terms = self.objective(batch.to(device), seeds.to(device, non_blocking=True))
+                self.scaler.scale(terms.sum() / config.accumulate).backward()
+            sums.append(terms.detach())
+        norm = self._step()
+        asked = torch.full_like(norm, float(bool(stop)))
+        values = self.processes.average(torch.cat([torch.stack(sums).mean(0), torch.stack([norm, asked])]))
+        return _Reading.of(values, self.iteration, paths, stop)
+
+    def _seeds(self, number: int, pictures: int) -> Tensor:
+        """What is sampled in each picture of this process's part of a batch, the first batch being 0; int64 [B]."""
+        first = (number * self.processes.count + self.processes.rank) * pictures
+        seeds = (self.config.seed << 32) + first + torch.arange(pictures)
+        return seeds.pin_memory() if self.processes.device.type == "cuda" else seeds
+
+    def _step(self) -> Tensor:
+        """Let the optimiser update the weights where the gradient is finite; the norm of the gradient."""
+        self.scaler.unscale_(self.optimizer)
+        parameters = [p for p in self.model.parameters() if p.grad is not None]
+        norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if self.config.clip_norm:
+            clip_grads_with_norm_(parameters, self.config.clip_norm, norm)
+        if not self.scaler.is_enabled():
+            self.optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.config.ema:
+            self.average.update(self.model, self.iteration)
+        return norm.detach().float()
+
+    def _look(self, reading: "_Reading") -> str:
+        """Take in an update's losses; why to stop, if it is so."""
+        *terms, norm, asked = reading.wait()
+        if not all(map(math.isfinite, terms)):
+            if all(bool(x.isfinite().all()) for x in self.model.state_dict().values()):  # statistics may be spoilt
+                self._save()
+            shown = ", ".join(f"{name} {value:.4g}" for name, value in zip(TERMS, terms, strict=False))
+            paths = [path for part in self.processes.gather(reading.paths) for path in part]
+            raise FloatingPointError(
+                f"iteration {reading.iteration}: expected finite losses, got {shown}, from {', '.join(paths)}. The "
+                f"update was left out and the state is kept in {self.folder.path}; a lower learning rate, a longer "
+                "warm-up or a limit of the gradient's norm may help"
+            )
+        self._window.add([*terms, norm])
+        return (reading.stop.reason or "stopped with another process") if asked else ""
+
+    def _evaluate(self) -> Line:
+        """Figures of the weights so far, on all processes; keeps the weights where they are the best."""
+        assert self.validation is not None
+        self._sync_average()
+        model = self.average.model
+        predict = self.predictor(model)
+        mine = self.validation.records[self.processes.rank :: self.processes.count]
+        found = {record.image_id: entries for record, entries in zip(mine, detect(predict, mine), strict=True)}
+        shares = self.processes.gather(found)
+        summary = None
+        if self.processes.first:
+            by_id = {image: entries for share in shares for image, entries in share.items()}
+            ordered = [entry for record in self.validation.records for entry in by_id[record.image_id]]
+            evaluation = evaluate(
+                ordered,
+                read_json(self.validation.annotations),
+                category_ids=self.validation.category_ids,
+                kinds=("bbox", "segm") if model.mask_head is not None else ("bbox",),
+            )
+            summary = {name: value for name, value in evaluation.summary.items() if not math.isnan(value)}
+        self._summary = summary = self.processes.gather(summary)[0]
+        figure = summary.get(self.config.best, summary.get("bbox_AP", 0.0))
+        if self._best is None or figure > self._best[0]:
+            self._best, self._without_better = (figure, self.iteration), 0
+            if self.processes.first:
+                self.folder.save_model(model, "best", self.iteration)
+        else:
+            self._without_better += 1
+        if self.processes.first:
+            self.reporter.draw(predict, self.validation.records[: self.config.samples], self.iteration)
+        return {"iteration": self.iteration, **summary}
+
+    def _measured(self) -> Line:
+        """Means since the last line."""
+        began, iteration = self._since
+        *terms, norm = self._window.mean()
+        line: Line = {"iteration": self.iteration, "loss": sum(terms), **dict(zip(TERMS, terms, strict=False))}
+        line |= {"gradient_norm": norm if math.isfinite(norm) else None}
+        line |= {"learning_rate": learning_rate(self.config, self.iteration - 1)}
+        line |= {"seconds": (time.perf_counter() - began) / (self.iteration - iteration)}
+        if self.processes.device.type == "cuda":
+            line["memory_gib"] = torch.cuda.max_memory_allocated(self.processes.device) / 2**30
+        self._window, self._since = _Window(), (time.perf_counter(), self.iteration)
+        return line
+
+    def _log(self, line: Line) -> None:
+        if self.processes.first:
+            self.reporter.log(line)
+        self.watch(self.iteration, line)
+
+    def _sync_average(self) -> None:
+        if not self.config.ema:
+            self.average.copy(self.model)
+
+    def _save(self) -> None:
+        if not self.processes.first:
+            return
+        self._sync_average()
+        self.folder.save_model(self.average.model, "last", self.iteration)
+        self.folder.save_state(
+            {
+                "iteration": self.iteration,
+                "model": self.model.state_dict(),
+                "average": self.average.model.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "scaler": self.scaler.state_dict(),
+                "window": asdict(self._window),
+                "best": self._best,
+                "without_better": self._without_better,
+                "summary": self._summary,
+            }
+        )
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self.iteration = state["iteration"]
+        self.model.load_state_dict(state["model"])
+        self.average.model.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self._window = _Window(**state["window"])
+        self._best = state["best"] and tuple(state["best"])
+        self._without_better = state["without_better"]
+        self._summary = state["summary"]
+
+
+@dataclass
+class _Window:
+    """Sums of what updates gave."""
+
+    sums: list[float] = field(default_factory=list)
+    count: int = 0
+
+    def add(self, values: list[float]) -> None:
+        self.sums = [a + b for a, b in zip(self.sums or [0.0] * len(values), values, strict=True)]
+        self.count += 1
+
+    def mean(self) -> list[float]:
+        return [x / self.count for x in self.sums]
+
+
+class _Objective(nn.Module):
+    """The losses of a batch as one module, so that several processes can share the gradients; [terms]."""
+
+    def __init__(self, model: MaskRCNN, config: TrainConfig, loss: LossConfig, processes: Processes) -> None:
+        super().__init__()
+        self.model = model
+        self.config = config
+        self.loss = loss
+        self.processes = processes
+
+    def forward(self, batch: Batch, seeds: Tensor) -> Tensor:
+        config, device = self.config, batch.image.device
+        image = batch.image if config.channels_last else batch.image.contiguous()
+        dtype = getattr(torch, config.precision)
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            terms = losses(
+                self.model,
+                image,
+                batch.image_sizes,
+                batch.targets,
+                self.loss,
+                seeds=seeds,
+                average=self.processes.average,
+            )
+        return torch.stack([terms[name] for name in TERMS if name in terms])
+
+
+class _Reading(NamedTuple):
+    """What an update gave, on its way to the host: losses, the gradient's norm, whether a process was asked to stop."""
+
+    values: Tensor
+    ready: Any  # the event of the copy's end; None where values are there
+    iteration: int
+    paths: list[str]
+    stop: Stop
+
+    @classmethod
+    def of(cls, values: Tensor, iteration: int, paths: list[str], stop: Stop) -> "_Reading":
+        if values.device.type != "cuda":
+            return cls(values, None, iteration, paths, stop)
+        host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+        host.copy_(values, non_blocking=True)
+        ready = torch.cuda.Event()
+        ready.record()
+        return cls(host, ready, iteration, paths, stop)
+
+    def wait(self) -> list[float]:
+        if self.ready is not None:
+            self.ready.synchronize()
+        return self.values.tolist()
+
+
+def _check(model: MaskRCNN, data: CocoDataset, config: TrainConfig, processes: Processes) -> None:
+    if model.config.class_names != data.class_names:
+        raise ValueError(f"data: expected the model's classes, {model.config.class_names}, got {data.class_names}")
+    if data.boxes_only != (model.mask_head is None):
+        raise ValueError("data: expected masks for a model with a mask head, and boxes only for one without")
+    if config.batch % (config.accumulate * processes.count):
+        raise ValueError(
+            f"batch: expected a multiple of {config.accumulate} parts times {processes.count} processes, "
+            f"got {config.batch}"
+        )
+    if config.norms == "synchronised" and processes.count > 1 and processes.device.type == "cpu":
+        raise ValueError(
+            "norms: expected frozen or live ones on a CPU, which torch cannot synchronise, got synchronised"
+        )
+
+
+def _description(
+    start: Start,
+    data: CocoDataset,
+    validation: CocoDataset | None,
+    config: TrainConfig,
+    augment: AugmentConfig,
+    loss: LossConfig,
+) -> dict[str, Any]:
+    objects = sum(len(record.annotations) for record in data.records)
+    return {
+        "source": start.source,
+        "annotations": str(data.annotations),
+        "validation": str(validation.annotations) if validation else None,
+        "train": asdict(config),
+        "decisive": {
+            "train": config.without_housekeeping(),
+            "augment": asdict(augment),
+            "loss": asdict(loss),
+            "data": {"pictures": len(data), "objects": objects, "category_ids": data.category_ids},
+            "model": json.loads(start.model.config.to_json()),
+        },
+    }
+
+
+@contextmanager
+def _deterministic(wanted: bool) -> Iterator[None]:
+    """Have torch refuse what would differ from run to run."""
+    if not wanted:
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])

@@ -1,0 +1,59 @@
+"""A convolution with a norm, as training computes it."""
+
+import pytest
+import torch
+from torch import nn
+
+from trimask.engine.model import layers
+from trimask.engine.model.config import MaskHeadConfig
+from trimask.engine.model.heads import MaskHead
+from trimask.engine.model.layers import ConvNorm
+
+
+def test_a_frozen_norm_in_training_has_the_gradients_of_a_norm(rng: torch.Generator) -> None:
+    layer = ConvNorm(3, 4, 3, norm_eps=1e-3).double().eval()
+    for value in layer.state_dict().values():
+        if value.is_floating_point():
+            value.copy_(torch.rand(value.shape, generator=rng) + 0.5)
+    x = torch.randn(2, 3, 8, 9, generator=rng, dtype=torch.float64, requires_grad=True)
+    inputs = [x, *layer.parameters()]
+    grad = torch.randn(2, 4, 8, 9, generator=rng, dtype=torch.float64)
+    found = layer(x)
+    expected = layer.norm(layer.conv(x))
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        torch.autograd.grad(found, inputs, grad), torch.autograd.grad(expected, inputs, grad), rtol=1e-10, atol=1e-10
+    )
+
+
+@pytest.mark.parametrize(
+    ("channels", "size", "expected"), [(64, (1, 32, 32), True), (32, (1, 32, 32), False), (64, (9, 14, 14), False)]
+)
+def test_winograd_is_for_maps_where_it_is_faster(
+    channels: int, size: tuple[int, int, int], expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    original = layers.differentiable_conv
+    monkeypatch.setattr(layers, "differentiable_conv", lambda *args: calls.append(args) or original(*args))
+    layer = ConvNorm(channels, channels, 3, activation=nn.ReLU())
+    x = torch.randn(size[0], channels, *size[1:])
+    found = layer(x)
+    assert bool(calls) == expected
+    torch.testing.assert_close(found, layer.conv(x).relu(), rtol=0, atol=1e-4)
+    layer.double()(x.double())
+    with torch.no_grad():
+        layer.float()(x)
+    assert len(calls) == expected
+
+
+@pytest.mark.parametrize("agnostic", [True, False])
+def test_masks_of_a_softmax_are_probabilities_of_the_class(agnostic: bool, rng: torch.Generator) -> None:
+    head = MaskHead(8, 3, MaskHeadConfig(convs=(8,), deconv_channels=8, softmax=True, class_agnostic=agnostic))
+    features, labels = torch.randn(5, 8, 4, 4, generator=rng), torch.tensor([0, 2, 1, 1, 0])
+    scores = head.logits(head.deconv(head.convs(features)).relu()).softmax(1)
+    assert scores.shape[1] == (2 if agnostic else 4)
+    expected = torch.stack([scores[n, 0 if agnostic else label] for n, label in enumerate(labels)])
+    torch.testing.assert_close(head(features, labels).sigmoid(), expected)
+    own, background = head.log_probabilities(features, labels)
+    torch.testing.assert_close(own.exp(), expected)
+    torch.testing.assert_close(background.exp(), scores[:, -1])
