@@ -28,34 +28,11 @@ from trimask.engine.training.data import CocoDataset
 
 ROOT = Path(__file__).resolve().parents[1]
 KILLS = int(os.environ.get("TRIMASK_TEST_KILLS", "5"))
-OPTIONS = [
-    "--device",
-    "cpu",
-    "--batch",
-    "2",
-    "--workers",
-    "0",
-    "--iterations",
-    "4",
-    "--warmup",
-    "2",
-    "--log-every",
-    "1",
-    "--samples",
-    "1",
-    "--learning-rate",
-    "0.02",
-    "--reference-batch",
-    "2",
-    "--loss-rpn-samples",
-    "32",
-    "--loss-roi-samples",
-    "16",
-    "--loss-pre-nms",
-    "50",
-    "--loss-post-nms",
-    "20",
-]
+OPTIONS = (
+    *("--device", "cpu", "--batch", "2", "--workers", "0", "--iterations", "4", "--warmup", "2", "--log-every", "1"),
+    *("--samples", "1", "--learning-rate", "0.02", "--reference-batch", "2", "--loss-rpn-samples", "32"),
+    *("--loss-roi-samples", "16", "--loss-pre-nms", "50", "--loss-post-nms", "20"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -89,9 +66,9 @@ def test_every_field_has_an_option(config: Any, prefix: str, name: str) -> None:
         given = [option, expected]
     else:
         kind = str if "str" in hint else float if "float" in hint else int
-        text = SPECIAL.get(
-            name, "0.2 0.4" if "tuple[float" in hint else "7 9" if "tuple" in hint else ["0.75", "7"][kind is int]
-        )
+        usual = {int: "7", float: "0.75"}.get(kind, "")
+        usual = {"tuple[int": "7 9", "tuple[float": "0.2 0.4"}.get(hint.partition(",")[0], usual)
+        text = SPECIAL.get(name, usual)
         values = tuple(kind(part) for part in text.split())
         given, expected = [option, *text.split()], values if "tuple" in hint else values[0]
     assert expected != before
