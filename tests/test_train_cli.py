@@ -193,7 +193,6 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(arguments: list[str], t
     command = [sys.executable, str(ROOT / "tests" / "killing.py"), str(tmp_path), str(KILLS), str(seed), *given]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=60 * (KILLS + 5))
     assert done.returncode == 0, done.stderr[-3000:]
-    print(f"killed {done.stdout.splitlines()[-1]} of {KILLS}")
     straight, broken = (tmp_path / name for name in ("straight", "broken"))
     assert lines(straight) == lines(broken)
     assert len(lines(straight)) == 6
