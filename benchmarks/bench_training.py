@@ -99,14 +99,18 @@ def _steps(case: Case) -> dict[str, Callable[[], dict[str, float]] | None]:
     image = torch.stack([torch.from_numpy(x) for x in photographs(case.size, case.batch)]).permute(0, 3, 1, 2).float()
     sizes, seeds = torch.tensor([case.size] * case.batch), torch.arange(case.batch)
     targets, config = _ellipses(case), LossConfig.TORCHVISION
+    assert targets.masks is not None
     torchvision = optional("torchvision")
     theirs = None
     if torchvision is not None:
-        twin = torchvision_twin(torchvision, source, source.config).train().requires_grad_(True)
+        twin: Any = torchvision_twin(torchvision, source, source.config).train().requires_grad_(True)
         twin.transform._skip_resize = True
         same_samples(twin, config, seeds, [OBJECTS_EACH] * case.batch)
-        images, rows = list((image / 255).contiguous()), zip(targets.boxes, targets.labels, targets.masks, strict=True)
-        objects = [{"boxes": boxes, "labels": labels + 1, "masks": masks} for boxes, labels, masks in rows]
+        images = list((image / 255).contiguous())
+        objects = [
+            {"boxes": boxes, "labels": labels + 1, "masks": masks}
+            for boxes, labels, masks in zip(targets.boxes, targets.labels, targets.masks, strict=True)
+        ]
 
         def their_terms() -> dict[str, Tensor]:
             found = twin(images, objects)

@@ -25,14 +25,14 @@ from .options import (
     add_verb,
     add_weights_option,
     checkpoint_options,
-    load,
+    load_any,
 )
 
 if TYPE_CHECKING:
     from ..engine.training.detection import Source
     from ..engine.training.evaluate import Evaluation
 
-__all__ = ["add", "run"]
+__all__ = ["add", "data_set", "run"]
 
 FIELDS = {"bbox": "bbox", "segm": "segmentation"}  # what a detection needs for each kind
 Found = dict[Any, list[dict[str, Any]]]  # the detections of each image id
@@ -52,7 +52,7 @@ def add(verbs: Verbs) -> None:
         "  trimask eval --weights mine.safetensors --data instances_val.json --images photos/ --workers 4\n"
         "  trimask eval --detections results.json --data instances_val.json",
     )
-    add_weights_option(evaluate)
+    add_weights_option(evaluate, exported=True)
     evaluate.add_argument(
         "--detections", type=Path, metavar="JSON", help="a COCO results file to score, instead of a model"
     )
@@ -91,7 +91,7 @@ def run(options: argparse.Namespace) -> int:
 
     if min(options.batch_size, options.processes) < 1:
         raise ValueError("batch-size, processes: expected at least 1 each")
-    annotations, images = _data_set(options.data, options.images)
+    annotations, images = data_set(options.data, options.images)
     content = read_json(annotations)
     categories = _categories(content, options.categories)
     pictures = sources(content, images) if images else []
@@ -127,7 +127,7 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _data_set(data: Path, images: Path | None) -> tuple[Path, Path | None]:
+def data_set(data: Path, images: Path | None) -> tuple[Path, Path | None]:
     """The annotation file and the folder of its pictures, if it is known."""
     if not data.is_dir():
         return data, images
@@ -188,13 +188,7 @@ def _share(
 
     if options.processes > 1:
         torch.set_num_threads(max(torch.get_num_threads() // options.processes, 1))
-    predictor = load(
-        options,
-        options.weights,
-        max_detections=options.max_detections,
-        resize=options.resize,
-        **checkpoint_options(options),
-    )
+    predictor = load_any(options, max_detections=options.max_detections, resize=options.resize)
     classes = dict(zip(predictor.config.category_ids, predictor.config.class_names, strict=True))
     _compare(classes, categories, options.categories is not None, quiet=rank > 0)
     mine = [picture for n, picture in enumerate(pictures) if n // options.batch_size % world == rank]
@@ -229,7 +223,7 @@ def _facts(options: argparse.Namespace, annotations: Path, pictures: int, detect
     facts |= {"detections": detections, "max_detections": options.max_detections or 100}
     if options.detections:
         return facts | {"source": str(options.detections)}
-    names = ("weights", "dtype", "device", "score", "resize", "batch_size")
+    names = ("weights", "runtime", "dtype", "device", "score", "resize", "batch_size")
     return facts | {name: getattr(options, name) for name in names} | checkpoint_options(options)
 
 

@@ -3,11 +3,13 @@
 import argparse
 import contextlib
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ..engine.inference.predicting import Predicting
     from ..engine.inference.predictor import Predictor
 
 __all__ = [
@@ -22,10 +24,12 @@ __all__ = [
     "existing",
     "kernel_cache",
     "load",
+    "load_any",
     "portrait",
 ]
 
 DTYPES = ("float32", "bfloat16", "float16")
+RUNTIMES = ("onnxruntime", "openvino")
 
 Verbs = Any  # what ArgumentParser.add_subparsers gives, which argparse has no public name for
 
@@ -45,8 +49,15 @@ def add_verb(
     return added
 
 
-def add_weights_option(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--weights", "-w", default="people", help="checkpoint or published name (%(default)s, bundled)")
+def add_weights_option(parser: argparse.ArgumentParser, *, exported: bool = False) -> None:
+    """
+    Args:
+        exported: whether the verb takes what `trimask export` wrote too; it then loads by :func:`load_any`.
+    """
+    kinds = "checkpoint, published name or exported .onnx file" if exported else "checkpoint or published name"
+    parser.add_argument("--weights", "-w", default="people", help=f"{kinds} (%(default)s, bundled)")
+    if exported:
+        parser.add_argument("--runtime", choices=RUNTIMES, help=f"that runs an exported file ({RUNTIMES[0]})")
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -84,6 +95,29 @@ def load(options: argparse.Namespace, weights: str, **more: Any) -> "Predictor":
     from ..engine.inference.predictor import load
 
     return load(weights, device=options.device, dtype=getattr(torch, options.dtype), score=options.score, **more)
+
+
+def load_any(options: argparse.Namespace, **limits: Any) -> "Predicting":
+    """The predictor of a checkpoint or of an exported file, which needs no torch."""
+    weights, given = options.weights, checkpoint_options(options)
+    if not weights.endswith(".onnx"):
+        if options.runtime:
+            raise ValueError(f"runtime: expected an exported .onnx file with it, got {weights}")
+        return load(options, weights, **limits, **given)
+    if given:
+        raise ValueError(f"{weights}: expected no {', '.join(given)}, which the export has fixed")
+    from ..export.runtime import Runtime
+
+    runtime = Runtime(
+        weights,
+        device=options.device,
+        score=options.score,
+        backend=options.runtime or RUNTIMES[0],
+        dtype=options.dtype,
+        **limits,
+    )
+    print(f"trimask: {weights} runs on {runtime.provider}", file=sys.stderr)
+    return runtime
 
 
 def existing(picture: str) -> Path:

@@ -15,8 +15,7 @@ from .options import (
     add_model_options,
     add_verb,
     add_weights_option,
-    checkpoint_options,
-    load,
+    load_any,
 )
 
 if TYPE_CHECKING:
@@ -34,10 +33,11 @@ def add(verbs: Verbs) -> None:
         "examples:\n"
         "  trimask predict photo.jpg\n"
         "  trimask predict photos/ more/*.png --weights r50.safetensors --score 0.7 --output found/\n"
+        "  trimask predict model.onnx photos/                 (no torch needed)\n"
         "  trimask predict photos/ --json > found.jsonl",
     )
     predict.add_argument("sources", nargs="+", metavar="PICTURE", help="pictures, folders, or quoted patterns")
-    add_weights_option(predict)
+    add_weights_option(predict, exported=True)
     predict.add_argument("--output", "-o", type=Path, help="folder for overlays and detections.json (trimask-output)")
     predict.add_argument("--no-overlays", action="store_true", help="write detections.json alone")
     predict.add_argument(
@@ -62,14 +62,12 @@ def run(options: argparse.Namespace) -> int:
     from ..engine.pictures.reading import expand
 
     console = open_console()
+    if options.sources[0].endswith(".onnx"):  # no picture: the model
+        options.weights = options.sources.pop(0)
+        if not options.sources:
+            raise ValueError(f"expected pictures after {options.weights}, got none")
     sources = list(expand(options.sources))
-    predictor = load(
-        options,
-        options.weights,
-        max_detections=options.max_detections,
-        resize=options.resize,
-        **checkpoint_options(options),
-    )
+    predictor = load_any(options, max_detections=options.max_detections, resize=options.resize)
     output = options.output or (None if options.json else Path("trimask-output"))
     if output:
         output.mkdir(parents=True, exist_ok=True)

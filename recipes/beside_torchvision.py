@@ -36,7 +36,7 @@ from trimask.engine.training.starting import Start, start
 from trimask.engine.training.trainer import Trainer
 
 CONFIG = TrainConfig(
-    iterations=200, batch=2, workers=0, optimizer="adamw", learning_rate=3e-4, reference_batch=2, weight_decay=0.05,
+    iterations=80, batch=2, workers=0, optimizer="adamw", learning_rate=3e-4, reference_batch=2, weight_decay=0.05,
     warmup=20, schedule="cosine", save_every=0, samples=0,
 )  # fmt: skip
 AUGMENT = AugmentConfig(flip=0.5)
@@ -53,7 +53,7 @@ def ours(begun: Start, data: CocoDataset, config: TrainConfig, out: Path) -> Mas
 
 
 def theirs(begun: Start, data: CocoDataset, config: TrainConfig, out: Path) -> MaskRCNN:
-    twin = torchvision_twin(torchvision, begun.model, begun.model.config).train().requires_grad_(True)
+    twin: Any = torchvision_twin(torchvision, begun.model, begun.model.config).train().requires_grad_(True)
     twin.transform._skip_resize = True
     optimizer = make_optimizer(twin, config)
     batches = loader(data, Augment(AUGMENT, begun.model.config.input), batch_size=config.batch, seed=config.seed)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -25,6 +26,9 @@ from trimask.engine.model.anchors import Anchors
 from trimask.engine.model.checkpoints import family, load_model
 from trimask.engine.model.checkpoints.torchvision import TORCHVISION
 from trimask.engine.model.losses import LossConfig, Targets, losses
+from trimask.engine.training.evaluate import evaluate
+from trimask.kernels import PasteRule, paste_masks
+from trimask.kernels.cpu.masks import encode_runs, runs_of_mask
 
 SIZE = torch.tensor([[96, 128]])
 EVERYTHING = 10**7  # samples: so many that none is left out at random
@@ -76,19 +80,62 @@ def test_without_objects_only_classification_is_left() -> None:
     assert terms["cls"] > 0
 
 
-def test_a_picture_can_be_learned() -> None:
+SHAPES = {  # by class: of the middles of pixels, in a picture of 96 x 128
+    0: lambda x, y: (x - 32) ** 2 + (y - 34) ** 2 <= 26**2,
+    1: lambda x, y: ((x - 95).abs() <= 28) & ((y - 28).abs() <= 18),
+    2: lambda x, y: (y >= 52) & (y <= 92) & ((x - 84).abs() <= 0.8 * (y - 52)),
+}
+
+
+def test_a_picture_is_learned_by_heart() -> None:
+    """All of it: boxes, classes and masks, so that the average precision of its masks is nearly 1."""
+    pytest.importorskip("pycocotools")
+    x, y = torch.arange(128) + 0.5, torch.arange(96)[:, None] + 0.5
+    masks = torch.stack([inside(x, y) for inside in SHAPES.values()])  # [3, 96, 128]
+    boxes = torch.stack([_box(mask) for mask in masks])
+    colours = torch.tensor([[220.0, 40, 40], [40, 200, 60], [60, 60, 230]])
+    image = (90 * ~masks.any(0) + (masks[:, None] * colours[..., None, None]).sum(0))[None]  # [1, 3, 96, 128]
+    labels, crowd = torch.tensor([list(SHAPES)]), torch.zeros(1, 3, dtype=torch.bool)
+    targets = Targets(boxes[None], labels, crowd, torch.tensor([3]), masks[None].byte())
+
     torch.manual_seed(0)
-    model = MaskRCNN(SMALL).train()
-    optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
-    targets = objects([SQUARE])
-    history = []
-    for _ in range(30):
-        loss = sum(losses(model, picture(targets), SIZE, targets).values())
+    model = MaskRCNN(replace(SMALL, pool=replace(SMALL.pool, aligned=True))).train()
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    steps = 250
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
+    config = replace(LossConfig.DETECTRON2, pre_nms=100, post_nms=60, roi_samples=48)
+    for step in range(steps):
+        terms = losses(model, image, SIZE, targets, config, seeds=torch.tensor([step]))
         optimizer.zero_grad()
-        loss.backward()
+        sum(terms.values()).backward()
         optimizer.step()
-        history.append(loss.item())
-    assert history[-1] < 0.5 * history[0]
+        schedule.step()
+
+    with torch.no_grad():
+        found = model.eval()(image, SIZE, SIZE)
+    n = int(found.count)
+    drawn = paste_masks(found.mask_logits[0, :n].sigmoid(), found.boxes[0, :n], (96, 128), rule=PasteRule.DETECTRON2)
+    scored = zip(drawn, found.labels[0, :n].tolist(), found.scores[0, :n].tolist(), strict=True)
+    detections = [{**_entry(mask, label), "score": score} for mask, label, score in scored]
+    truth = {
+        "images": [{"id": 1, "height": 96, "width": 128}],
+        "categories": [{"id": label, "name": str(label)} for label in SHAPES],
+        "annotations": [
+            {**_entry(mask, label), "id": label + 1, "iscrowd": 0, "area": float(mask.sum())}
+            for label, mask in enumerate(masks)
+        ],
+    }
+    assert evaluate(detections, truth, kinds=("segm",)).summary["segm_AP"] > 0.95
+
+
+def _box(mask: Tensor) -> Tensor:
+    rows, columns = mask.any(1).nonzero()[:, 0], mask.any(0).nonzero()[:, 0]
+    return torch.stack([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]).float()
+
+
+def _entry(mask: Tensor, label: int) -> dict[str, Any]:
+    runs = {"size": list(mask.shape), "counts": encode_runs(runs_of_mask(mask.numpy()))}
+    return {"image_id": 1, "category_id": label, "segmentation": runs}
 
 
 def photograph(
@@ -347,6 +394,23 @@ def test_nothing_depends_on_what_is_cut_off(
     monkeypatch.setattr("trimask.engine.model.mask_targets.may_trim", lambda device: False)
     found = run()
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_polygons_of_whole_pixels_equal_their_masks(rng: torch.Generator) -> None:
+    """Where RoIs are the objects themselves: rectangles, whose edges fall on those of cells."""
+    pytest.importorskip("pycocotools")
+    model = small_model().double()
+    targets = objects([SQUARE, (5, 5, 33, 61)], [(10, 20, 66, 76)])
+    targets = targets._replace(boxes=targets.boxes.double())
+    image, sizes = picture(targets).double(), SIZE.repeat(2, 1)
+    config = replace(LossConfig.DETECTRON2, post_nms=0)
+    corners = [[[(x1, y1), (x2, y1), (x2, y2), (x1, y2)] for x1, y1, x2, y2 in rows] for rows in targets.boxes.tolist()]
+    polygons = [[[np.array(points)] for points in rows] for rows in corners]
+    seeds = torch.arange(2)
+    expected = losses(model, image, sizes, targets, config, seeds=seeds)
+    found = losses(model, image, sizes, targets._replace(masks=None, polygons=polygons), config, seeds=seeds)
+    assert expected["mask"] > 0
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
 
 
 def test_crowds_are_neither_objects_nor_background(rng: torch.Generator) -> None:

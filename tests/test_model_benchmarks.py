@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from trimask.benchmarks import bench_gpu, bench_models, compiling, fresh, gpu_models, networks, usage
+from trimask.benchmarks import bench_gpu, bench_models, bench_training, compiling, fresh, gpu_models, networks, usage
 from trimask.benchmarks.device import Bench, precision
 from trimask.benchmarks.harness import Row, WallClock
 from trimask.benchmarks.matching import BFLOAT16, Found, disagreement, summary
@@ -249,3 +249,14 @@ def test_wrong_boxes_on_a_cpu_are_called_wrong(monkeypatch: pytest.MonkeyPatch) 
     (rows,) = bench_models.run(1, quick=True)
     assert [row.correct for row in rows] == [True, False]
     assert rows[1].p50_ms is None
+
+
+def test_a_step_of_training_is_timed_only_where_its_losses_agree() -> None:
+    pytest.importorskip("torchvision")
+    steps = bench_training._steps(bench_training.Case("", "people", (64, 96), 2))
+    expected, found = steps["torchvision"](), steps["trimask"]()
+    assert bench_training._disagreement(expected, found) == ""
+    for name in expected:
+        assert name in bench_training._disagreement(expected, {**found, name: 1.02 * found[name]})
+    again = steps["trimask"]()
+    assert again == pytest.approx(found, rel=1e-5)  # each call does the same work

@@ -1,6 +1,7 @@
 """The inference copy of a model: norms folded, operations fused, channels_last, in the wanted precision."""
 
 import copy
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from ..model.anchors import Anchors
 from ..model.layers import ConvNorm
 from ..model.mask_rcnn import Detections, MaskRCNN
 
-__all__ = ["optimize", "run_lengths"]
+__all__ = ["fold", "optimize", "run_lengths"]
 
 
 class FusedConv(nn.Module):
@@ -90,8 +91,39 @@ def _lean(layer: ConvNorm, device: torch.device, dtype: torch.dtype) -> nn.Modul
             return WinogradConv(layer)
         if _has_onednn(dtype):
             return FusedConv(layer)
+    return _folded(layer)
+
+
+def _folded(layer: ConvNorm) -> nn.Module:
     layer.conv, layer.norm = layer.folded(), None
     return layer
+
+
+def _exact_copy(model: MaskRCNN) -> MaskRCNN:
+    """A float32 copy in evaluation mode; the original is left as it is."""
+    model = copy.deepcopy(model).eval().requires_grad_(False).float()
+    # A model in half precision has rounded these too.
+    model.rpn.anchors = Anchors(model.config.anchors)
+    for values, exact in ((model.mean, model.config.input.mean), (model.std, model.config.input.std)):
+        values.copy_(torch.tensor(exact).view(3, 1, 1))
+    return model
+
+
+def _replace_convolutions(model: MaskRCNN, lean: Callable[[ConvNorm], nn.Module]) -> MaskRCNN:
+    for parent in list(model.modules()):
+        for name, layer in list(parent.named_children()):
+            if isinstance(layer, ConvNorm):
+                setattr(parent, name, lean(layer).requires_grad_(False))
+    return model
+
+
+@torch.no_grad()
+def fold(model: MaskRCNN, dtype: torch.dtype) -> MaskRCNN:
+    """A copy of ``model`` on the CPU of plain layers alone, norms folded, weights in ``dtype``: to be exported."""
+    model = _replace_convolutions(_exact_copy(model).cpu(), _folded)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return model
 
 
 @torch.no_grad()
@@ -100,15 +132,7 @@ def optimize(model: MaskRCNN, device: torch.device, dtype: torch.dtype) -> MaskR
 
     Weights take ``dtype``; anchors, normalisation and all arithmetic on boxes stay in float32.
     """
-    model = copy.deepcopy(model).eval().requires_grad_(False).float()
-    # A model in half precision has rounded these too.
-    model.rpn.anchors = Anchors(model.config.anchors)
-    for values, exact in ((model.mean, model.config.input.mean), (model.std, model.config.input.std)):
-        values.copy_(torch.tensor(exact).view(3, 1, 1))
-    for parent in list(model.modules()):
-        for name, layer in list(parent.named_children()):
-            if isinstance(layer, ConvNorm):
-                setattr(parent, name, _lean(layer, device, dtype).requires_grad_(False))
+    model = _replace_convolutions(_exact_copy(model), lambda layer: _lean(layer, device, dtype))
     if device.type == "cpu" and _has_onednn(dtype):
         model.box_head.fcs = nn.ModuleList(FusedLinear(layer) for layer in model.box_head.fcs)
     for parameter in model.parameters():

@@ -1,8 +1,6 @@
 """The public face: from pictures of any kind to results."""
 
-import os
-import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -10,26 +8,22 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
-from torch import Tensor
 
 from ...kernels.dispatch import use_triton
 from ..model.checkpoints import load_model
 from ..model.config import DetectionConfig, ResizeConfig
 from ..model.mask_rcnn import MaskRCNN
-from ..pictures.reading import Picture, expand, read
 from .capture import CudaRecorder, GraphRunner, Then, run_eagerly
 from .execution import RUN_CAPACITY, Pending, infer, infer_boxes, submit, then_masks
 from .graph import optimize
-from .pipeline import Decoded, Pipeline
-from .result import Result
+from .pipeline import Decoded
+from .predicting import Predicting, limits, with_resize
 
 __all__ = ["Predictor", "load"]
 
 
-class Predictor:
+class Predictor(Predicting):
     """A model ready to predict.
 
     Args:
@@ -77,15 +71,13 @@ class Predictor:
         self.dtype = dtype
         self.config = model.config
         if resize is not None:
-            self.config = replace(
-                self.config, input=replace(self.config.input, resize=_resize(resize, self.config.input.resize))
-            )
+            self.config = with_resize(self.config, resize)
         if size_multiple is not None:
             own = self.config.input.size_divisible
             if size_multiple < 1 or size_multiple % own:
                 raise ValueError(f"size_multiple: expected a multiple of the model's {own}, got {size_multiple}")
             self.config = replace(self.config, input=replace(self.config.input, size_divisible=size_multiple))
-        self.config = replace(self.config, detection=_limits(self.config.detection, score, max_detections))
+        self.config = replace(self.config, detection=limits(self.config.detection, score, max_detections))
         # Where the device makes run lengths, it does so without waiting for the host.
         on_device = self.device.type == "cuda" and use_triton(self.device)
         if capture and not on_device:
@@ -103,92 +95,11 @@ class Predictor:
         dtype = str(self.dtype).removeprefix("torch.")
         return f"Predictor({kind}, {self.config.num_classes} classes, {self.device}, {dtype})"
 
-    def predict(
-        self,
-        source: Any,
-        *,
-        batch_size: int = 1,
-        stream: bool = False,
-        workers: int = 0,
-        run_lengths: bool = False,
-        score: float | None = None,
-        max_detections: int | None = None,
-        channel_order: str = "rgb",
-    ) -> Any:
-        """Detect objects and their masks.
-
-        Args:
-            source: a path, PIL picture, array ([H, W, 3] uint8, and what :mod:`..pictures.reading` lists) or tensor; or
-                a folder, a pattern such as ``"photos/*.jpg"``, or a list or generator of any of these.
-            batch_size: pictures that go through the network together. Those of a batch are padded to a common size,
-                which changes detections slightly, as it does in every implementation; 1 keeps them independent.
-            stream: yield results one by one, reading no further ahead than a batch. Each result keeps its picture to
-                draw on: for thousands of pictures stream, and let go of the results or take ``without_picture()``.
-            workers: threads that decode pictures while the device computes, and as many that make results: for
-                throughput. The source is then read ahead by up to ``3 * batch_size + workers`` pictures, rounded up to
-                batches, so a live camera had better stay with 0: each batch on its own, in the caller's thread.
-            run_lengths: have the run lengths of the masks made with the results, by the workers, rather than when they
-                are asked for.
-            score, max_detections: other limits than the predictor's.
-            channel_order: ``"bgr"`` for arrays and tensors in OpenCV's order.
-
-        Returns:
-            A :class:`Result` for a single picture, a list of them for several, a generator with ``stream``.
-
-        Raises:
-            PictureError, OSError: a single picture that cannot be read. Among several a bad one is warned about, its
-                result is empty and says why in ``error``, and the others are not harmed.
-            Exception: what a generator raises, after the results of the batches before.
-        """
-        if batch_size < 1:
-            raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
-        if workers < 0:
-            raise ValueError(f"workers: expected at least 0, got {workers}")
-        limits = _limits(self.config.detection, score, max_detections)
-        finish = partial(_finish, run_lengths=run_lengths)
-        if not stream and _is_single(source):
-            (item,) = expand(source)
-            start = time.perf_counter()
-            picture = read(item, channel_order)
-            return finish(self._submit([(picture, (time.perf_counter() - start) * 1e3)], limits))[0]
-        pipeline = Pipeline(
-            partial(read, channel_order=channel_order),
-            partial(self._submit, limits=limits),
-            finish,
-            _failure,
-            batch_size=batch_size,
-            workers=workers,
-            lanes=self._lanes() if workers else nullcontext,
-        )
-        results = pipeline.run(expand(source))
-        return results if stream else list(results)
-
-    __call__ = predict
-
-    def warmup(self, size: tuple[int, int] = (480, 640), batch_size: int = 1) -> float:
-        """Predict blank pictures, so that the first real ones wait for no compilation and no capture.
-
-        Args:
-            size: height and width of the pictures.
-            batch_size: pictures at a time.
-
-        Returns:
-            Seconds that it took.
-
-        Raises:
-            ValueError: a size or number below 1.
-        """
-        if min(*size, batch_size) < 1:
-            raise ValueError(f"size, batch_size: expected at least 1, got {tuple(size)} and {batch_size}")
-        start = time.perf_counter()
-        self.predict([np.zeros((*size, 3), np.uint8)] * batch_size, batch_size=batch_size)
-        return time.perf_counter() - start
-
-    def _submit(self, pictures: list[Decoded], limits: DetectionConfig) -> Pending:
+    def _submit(self, pictures: list[Decoded], detection: DetectionConfig) -> Pending:
         """Start one batch of (picture, milliseconds of its decoding)."""
         # An empty runner has a length of 0, as any cache.
         run = partial(run_eagerly, *self._inference()) if self._runner is None else self._runner
-        return submit(run, pictures, limits, self.config, self.device)
+        return submit(run, pictures, detection, self.config, self.device)
 
     def _inference(self) -> tuple[Callable[..., Any], Then | None]:
         """The function that runs, and its second part if there are two. Neither knows this predictor."""
@@ -252,44 +163,6 @@ def load(
     )
 
 
-def _finish(pending: Pending, run_lengths: bool) -> list[Result]:
-    results = pending.results()
-    for result in results:
-        if run_lengths and result.has_masks:
-            _ = result.runs  # kept there
-    return results
-
-
-def _is_single(source: Any) -> bool:
-    """Whether the answer is one result: a file, or a picture in memory, rather than something that holds several."""
-    if isinstance(source, (str, os.PathLike)):
-        return not (os.path.isdir(source) or (set("*?[") & set(os.fspath(source)) and not os.path.exists(source)))
-    if isinstance(source, (np.ndarray, Tensor)):
-        return source.ndim != 4
-    # What holds no pictures at all is single too: reading it says what was expected.
-    return isinstance(source, (Picture, Image.Image, bytes, bytearray, memoryview, Mapping)) or not isinstance(
-        source, Iterable
-    )
-
-
-def _failure(item: Any, error: Exception) -> Result:
-    path = Path(item) if isinstance(item, (str, os.PathLike)) else None
-    empty = np.zeros((0, 4), np.float32)
-    return Result(empty, empty[:, 0], empty[:, 0].astype(np.int64), (0, 0), path=path, error=error)
-
-
-def _limits(config: DetectionConfig, score: float | None, max_detections: int | None) -> DetectionConfig:
-    if score is not None:
-        if not 0 <= score <= 1:
-            raise ValueError(f"score: expected a number in 0..1, got {score}")
-        config = replace(config, score_threshold=float(score))
-    if max_detections is not None:
-        if max_detections < 1:
-            raise ValueError(f"max_detections: expected at least 1, got {max_detections}")
-        config = replace(config, max_detections=int(max_detections))
-    return config
-
-
 def _device(wanted: str | torch.device) -> torch.device:
     """The device, with its number, if something can be put there."""
     try:
@@ -299,11 +172,3 @@ def _device(wanted: str | torch.device) -> torch.device:
     if device.type == "meta":
         raise ValueError("device: expected one that computes, got 'meta'")
     return device
-
-
-def _resize(wanted: int | ResizeConfig, config: ResizeConfig) -> ResizeConfig:
-    if isinstance(wanted, ResizeConfig):
-        return wanted
-    if wanted < 1:
-        raise ValueError(f"resize: expected a short side of at least 1 pixel, got {wanted}")
-    return replace(config, min_size=wanted, max_size=round(config.max_size * wanted / config.min_size))

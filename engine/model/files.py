@@ -1,12 +1,13 @@
-"""Files that are there as a whole or not at all. Needs no torch."""
+"""Files that are there as a whole or not at all, and where to keep them. Needs no torch."""
 
 import os
 import secrets
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
-__all__ = ["write_whole"]
+__all__ = ["cache_dir", "write_whole"]
 
 
 def write_whole(path: Path, put: Callable[[IO[bytes]], Any]) -> Path:
@@ -25,3 +26,14 @@ def write_whole(path: Path, put: Callable[[IO[bytes]], Any]) -> Path:
         part.unlink(missing_ok=True)
         raise
     return path
+
+
+def cache_dir() -> Path:
+    """Where downloads are kept: ``$TRIMASK_HOME``, or ``trimask`` in the platform's folder for caches."""
+    if home := os.environ.get("TRIMASK_HOME"):
+        return Path(home).expanduser()
+    if base := os.environ.get("XDG_CACHE_HOME"):
+        return Path(base) / "trimask"
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "trimask" / "cache"
+    return Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache") / "trimask"

@@ -9,7 +9,7 @@ from . import boxes as B
 from .config import BoxHeadConfig, DetectionConfig, MaskHeadConfig
 from .layers import ConvNorm, relu
 
-__all__ = ["BOX_WEIGHTS", "BoxHead", "MaskHead", "select_detections"]
+__all__ = ["BOX_WEIGHTS", "BoxHead", "MaskHead", "candidates", "select_detections"]
 
 BOX_WEIGHTS = (10.0, 5.0)
 
@@ -93,6 +93,21 @@ def _channels(x: Tensor, chosen: Tensor) -> Tensor:
     return x.gather(1, chosen[:, None, None, None].expand(-1, 1, *x.shape[2:]))[:, 0]
 
 
+def candidates(
+    logits: Tensor, deltas: Tensor, proposals: Tensor, image_sizes: Tensor, config: DetectionConfig
+) -> tuple[Tensor, Tensor]:
+    """What may become a detection: every (proposal, class); arguments as in :func:`select_detections`.
+
+    Returns:
+        boxes float32 [B, R, K or 1, 4], clipped, in the network's frame, and scores float32 [B, R, K], -1 where the
+        box is too small or not finite.
+    """
+    classes = logits.shape[2] - 1
+    scores = logits.softmax(-1, dtype=torch.float32)[..., :classes]  # [B, R, K]
+    boxes = B.clip(B.decode(deltas, proposals[:, :, None], BOX_WEIGHTS), image_sizes)  # [B, R, K or 1, 4]
+    return boxes, torch.where(B.is_valid(boxes, config.min_size), scores, -1.0)
+
+
 def select_detections(
     logits: Tensor, deltas: Tensor, proposals: Tensor, count: Tensor, image_sizes: Tensor, config: DetectionConfig
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -108,11 +123,9 @@ def select_detections(
         boxes float32 [B, D, 4] in the network's frame, scores float32 [B, D] falling, labels int64 [B, D], count
         int32 [B]; D = ``config.max_detections``. Rows beyond the count are zero, their labels too.
     """
-    batch, rows, classes = logits.shape[0], logits.shape[1], logits.shape[2] - 1
-    scores = logits.softmax(-1, dtype=torch.float32)[..., :classes]  # [B, R, K]
-    boxes = B.clip(B.decode(deltas, proposals[:, :, None], BOX_WEIGHTS), image_sizes)  # [B, R, K or 1, 4]
-    scores = torch.where(B.is_valid(boxes, config.min_size), scores, -1.0).flatten(1)  # [B, R * K]
-    boxes = boxes.expand(-1, -1, classes, -1).reshape(batch, -1, 4)
+    boxes, scores = candidates(logits, deltas, proposals, image_sizes, config)
+    batch, rows, classes = scores.shape
+    boxes, scores = boxes.expand(-1, -1, classes, -1).reshape(batch, -1, 4), scores.flatten(1)  # [B, R * K(, 4)]
     labels = torch.arange(classes, dtype=torch.int32, device=count.device).repeat(rows).expand(batch, -1)
     keep, found = segmented_nms(
         boxes,

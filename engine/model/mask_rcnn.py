@@ -15,7 +15,7 @@ from .pooling import pool
 from .rpn import RPN
 from .trimming import live_rows
 
-__all__ = ["Detections", "MaskRCNN", "no_mark"]
+__all__ = ["Detections", "MaskRCNN", "no_mark", "to_original"]
 
 
 class Detections(NamedTuple):
@@ -112,7 +112,7 @@ class MaskRCNN(nn.Module):
         pooled = self.pool(pyramid, proposals, count, self.config.box_head.resolution)  # [B, R, C, 7, 7]
         class_logits, box_deltas = (x.unflatten(0, pooled.shape[:2]) for x in self.box_head(pooled.flatten(0, 1)))
         boxes, scores, labels, _ = select_detections(class_logits, box_deltas, proposals, count, image_sizes, detection)
-        boxes, original, scores, labels, count = _to_original(boxes, scores, labels, image_sizes, original_sizes)
+        boxes, original, scores, labels, count = to_original(boxes, scores, labels, image_sizes, original_sizes)
         mark("boxes")
         live = live_rows(count, boxes.shape[1])
         found = Detections(original[:, :live], scores[:, :live], labels[:, :live], None, count)
@@ -138,7 +138,7 @@ class MaskRCNN(nn.Module):
         return pool(pyramid[:4], rois, count, resolution, self.config.pool)
 
 
-def _to_original(
+def to_original(
     boxes: Tensor, scores: Tensor, labels: Tensor, image_sizes: Tensor, original_sizes: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Add the boxes in the original frame, drop detections that are empty there, keeping the order, and count.

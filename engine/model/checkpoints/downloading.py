@@ -20,6 +20,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ..files import cache_dir
+
 __all__ = ["cache_dir", "download", "file_hash", "progress_bar"]
 
 CHUNK = 1 << 20
@@ -28,17 +30,6 @@ ATTEMPTS = 4
 ABANDONED = 3 * TIMEOUT  # a partial file that has not grown for this long has no owner
 
 Progress = Callable[[int, int | None], None]
-
-
-def cache_dir() -> Path:
-    """Where downloads are kept: ``$TRIMASK_HOME``, or ``trimask`` in the platform's folder for caches."""
-    if home := os.environ.get("TRIMASK_HOME"):
-        return Path(home).expanduser()
-    if base := os.environ.get("XDG_CACHE_HOME"):
-        return Path(base) / "trimask"
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "trimask" / "cache"
-    return Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache") / "trimask"
 
 
 def download(url: str, digest: str, folder: Path | None = None, progress: Progress = lambda done, total: None) -> Path:

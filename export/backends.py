@@ -1,0 +1,171 @@
+"""Programs that run an ONNX file, behind one face: named arrays in, named arrays out. Needs no torch."""
+
+import hashlib
+import os
+import platform
+import warnings
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..engine.model.files import cache_dir
+
+__all__ = ["Backend", "OnnxRuntime", "OpenVino", "open_backend"]
+
+Arrays = dict[str, NDArray[Any]]
+
+CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+
+
+class Backend(Protocol):
+    """A file ready to run.
+
+    Attributes:
+        provider: what really computes, in the words of its program.
+    """
+
+    provider: str
+
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> Arrays:
+        """The outputs by name."""
+
+
+def open_backend(
+    data: bytes, name: str, device: str | None, threads: int | None, cache: bool, dtype: str = "float32"
+) -> Backend:
+    """
+    Args:
+        data: an ONNX file that holds all its tensors.
+        name: ``"onnxruntime"`` or ``"openvino"``.
+        device, threads, cache, dtype: as :class:`..runtime.Runtime` takes them.
+    """
+    if name not in ("onnxruntime", "openvino"):
+        raise ValueError(f'backend: expected "onnxruntime" or "openvino", got {name!r}')
+    if threads is not None and threads < 1:
+        raise ValueError(f"threads: expected at least 1, got {threads}")
+    if dtype not in ("float32", "bfloat16") or (dtype == "bfloat16" and name != "openvino"):
+        raise ValueError(f'dtype: expected "float32", or "bfloat16" with openvino, got {dtype!r} with {name}')
+    try:
+        if name == "openvino":
+            return OpenVino(data, device, threads, cache, {"float32": "f32", "bfloat16": "bf16"}[dtype])
+        return OnnxRuntime(data, device, threads, cache)
+    except (ImportError, ValueError):
+        raise
+    except Exception as error:  # each has kinds of its own
+        raise ValueError(f"{name} does not take this file: {str(error).strip()}") from error
+
+
+class OnnxRuntime:
+    """A session of ONNX Runtime, on a CPU or a CUDA device; arguments as of :func:`open_backend`."""
+
+    def __init__(self, data: bytes, device: str | None, threads: int | None, cache: bool) -> None:
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise ImportError(
+                "Runtime needs ONNX Runtime: pip install onnxruntime, or onnxruntime-gpu for CUDA (never both: they "
+                "are one module)"
+            ) from error
+        self._onnxruntime = onnxruntime
+        wanted, number = _provider(device, onnxruntime.get_available_providers())
+        providers: list[Any] = [(wanted, {"device_id": number}), CPU] if wanted == CUDA else [CPU]
+        if wanted == CUDA and hasattr(onnxruntime, "preload_dlls"):
+            onnxruntime.preload_dlls()  # CUDA's libraries, where pip installed them
+        self._session = self._open(data, providers, threads, cache)
+        self.provider: str = self._session.get_providers()[0]
+        if device is not None and device.startswith("cuda") and self.provider != CUDA:
+            warnings.warn(
+                f"device: expected {device!r}, but {self.provider} runs: this ONNX Runtime {onnxruntime.__version__} "
+                "finds no CUDA (it takes onnxruntime-gpu, and the CUDA and cuDNN that this is built for)",
+                stacklevel=4,
+            )
+        self._device = ("cuda", number) if self.provider == CUDA else ("cpu", 0)
+        self._outputs = [output.name for output in self._session.get_outputs()]
+
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> Arrays:
+        binding = self._session.io_binding()
+        for name, array in inputs.items():
+            value = self._onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), *self._device)
+            binding.bind_ortvalue_input(name, value)
+        for name in self._outputs:
+            binding.bind_output(name, "cpu")  # the runtime sends it there itself
+        self._session.run_with_iobinding(binding)
+        return dict(zip(self._outputs, binding.copy_outputs_to_cpu(), strict=True))
+
+    def _open(self, data: bytes, providers: list[Any], threads: int | None, cache: bool) -> Any:
+        """A session, from what an earlier one made of the same file on this machine, if there is that."""
+        kept = self._kept(data, providers) if cache else None
+        if kept is not None and kept.is_file():
+            with suppress(Exception):  # damaged, or of another build: made anew
+                options = self._options(threads)
+                options.graph_optimization_level = self._onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+                return self._onnxruntime.InferenceSession(kept.read_bytes(), options, providers=providers)
+        options = self._options(threads)
+        part = None
+        if kept is not None:
+            with suppress(OSError):  # nowhere to keep it: it is optimised every time
+                kept.parent.mkdir(parents=True, exist_ok=True)
+                part = kept.with_name(f"{kept.name}.{os.getpid()}.part")
+                part.touch()
+                options.optimized_model_filepath = str(part)
+        try:
+            session = self._onnxruntime.InferenceSession(data, options, providers=providers)
+            if kept is not None and part is not None:
+                with suppress(OSError):
+                    os.replace(part, kept)
+            return session
+        finally:
+            if part is not None:
+                part.unlink(missing_ok=True)
+
+    def _options(self, threads: int | None) -> Any:
+        options = self._onnxruntime.SessionOptions()
+        options.log_severity_level = 3  # errors
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        return options
+
+    def _kept(self, data: bytes, providers: list[Any]) -> Path:
+        """Where the optimised graph is: it fits this file, this build of the runtime and this machine."""
+        build = (self._onnxruntime.__version__, str(providers), platform.node(), platform.machine())
+        digest = hashlib.sha256(data)
+        digest.update(repr(build).encode())
+        return cache_dir() / "onnxruntime" / f"{digest.hexdigest()[:32]}.onnx"
+
+
+class OpenVino:
+    """A model compiled by OpenVINO; ``precision`` in its words, other arguments as of :func:`open_backend`."""
+
+    def __init__(self, data: bytes, device: str | None, threads: int | None, cache: bool, precision: str) -> None:
+        try:
+            import openvino
+        except ImportError as error:
+            raise ImportError("backend openvino needs its package: pip install openvino") from error
+        core = openvino.Core()
+        options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": precision}  # by itself it takes bfloat16
+        if threads is not None:
+            options["INFERENCE_NUM_THREADS"] = threads
+        if cache:
+            options["CACHE_DIR"] = str(cache_dir() / "openvino")
+        target = (device or "CPU").upper()
+        self._compiled = core.compile_model(core.read_model(data), target, options)
+        devices = self._compiled.get_property("EXECUTION_DEVICES")
+        self.provider = f"OpenVINO {devices if isinstance(devices, str) else ','.join(devices)}"
+
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> Arrays:
+        found = self._compiled.create_infer_request().infer(dict(inputs))
+        return {next(iter(port.names)): np.array(value) for port, value in found.items()}
+
+
+def _provider(device: str | None, available: list[str]) -> tuple[str, int]:
+    """The provider to ask for, and the number of its device."""
+    if device is None:
+        return (CUDA if CUDA in available else CPU), 0
+    kind, _, number = device.partition(":")
+    if kind not in ("cpu", "cuda") or (number and not number.isdecimal()):
+        raise ValueError(f'device: expected "cpu", "cuda" or "cuda:1", got {device!r}')
+    return (CUDA if kind == "cuda" and CUDA in available else CPU), int(number or 0)

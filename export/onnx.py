@@ -1,0 +1,268 @@
+"""Export to ONNX: one file of standard operators, with everything that is needed to run it."""
+
+import logging
+import time
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.export import Dim
+
+from .. import __version__
+from ..engine.model.checkpoints import load_model, locate
+from ..engine.model.checkpoints.downloading import file_hash
+from ..engine.model.config import DetectionConfig
+from ..engine.model.files import write_whole
+from ..engine.model.mask_rcnn import MaskRCNN
+from ..kernels.cpu.decoding import proposals
+from .graph import ExportGraph
+from .metadata import KEY, MASKS, Metadata, contract_text, signature
+
+try:
+    import onnx
+    import onnx_ir as ir
+    from onnx_ir.passes.common import (
+        ClearMetadataAndDocStringPass,
+        NameFixPass,
+        RemoveUnusedOpsetsPass,
+        TopologicalSortPass,
+    )
+    from onnxscript.version_converter import convert_version
+
+    from .stages import add_pasting, add_preprocessing
+    from .translation import translations
+except ImportError as missing:
+    raise ImportError(f"export needs onnx and onnxscript ({missing}): pip install 'trimask[onnx]'") from None
+
+__all__ = ["OPSETS", "Exported", "finish", "network", "to_onnx"]
+
+# RoIAlign knows half pixels from 16 on and the exporter starts at 18; ONNX Runtime has no RoIAlign(22) for CPUs.
+OPSETS = (18, 19, 20, 21)
+
+# Where sizes are free, the pictures that the exporter traces have this one; nothing of it is left in the file.
+_TRACED = (2, 128, 160)
+_LONGEST = 84  # times 32 pixels: what a side may have where it is free
+_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What came out.
+
+    Attributes:
+        path: the file.
+        about: its metadata.
+        opset: of its operators.
+        operators: how many there are of each.
+        megabytes: size of the file, in 10^6 bytes.
+        seconds: that it took.
+    """
+
+    path: Path
+    about: Metadata
+    opset: int
+    operators: dict[str, int]
+    megabytes: float
+    seconds: float
+
+    @property
+    def nodes(self) -> int:
+        return sum(self.operators.values())
+
+
+def to_onnx(
+    weights: MaskRCNN | str | Path,
+    path: str | Path,
+    *,
+    opset: int = 20,
+    masks: str = "roi",
+    preprocess: bool = False,
+    static: Sequence[int] | None = None,
+    half: bool = False,
+    int8: Any = None,
+    score: float | None = None,
+    nms: float | None = None,
+    max_detections: int | None = None,
+    **options: Any,
+) -> Exported:
+    """Write a model as an ONNX file; ``docs/export.md`` says what goes in and comes out.
+
+    Args:
+        weights: a model, or what :func:`trimask.load` takes.
+        path: the ``.onnx`` file; one of that name is replaced, whole or not at all.
+        opset: version of the operators, one of :data:`OPSETS`.
+        masks: ``"roi"``: probabilities over each box; ``"full"``: pixels in the original pictures; ``"none"``.
+        preprocess: take one picture, uint8 [H, W, 3] of any size, and resize and pad it in the graph.
+        static: (batch, height, width) to fix, the last two multiples of 32: no shape but those inside of suppression
+            depends on the data, as TensorRT likes it.
+        half: weights and features in float16; boxes, scores and RoIAlign stay in float32.
+        int8: pictures, in any form that :meth:`Predictor.predict` takes, on which to measure the ranges of activations:
+            convolutions and linear layers of trunk, pyramid and heads then compute in 8 bits.
+        score, nms, max_detections: other thresholds and another capacity than the model's own. A
+            :class:`Runtime` can raise the score and lower the capacity again, not the reverse.
+        **options: what the keys of a foreign checkpoint cannot say, as in :func:`trimask.load`.
+
+    Raises:
+        ValueError: options that are out of range or do not go together.
+        ImportError: onnx or onnxscript is missing.
+    """
+    start = time.perf_counter()
+    path = Path(path)
+    if path.suffix != ".onnx":
+        raise ValueError(f"path: expected a .onnx file, got {path}")
+    if opset not in OPSETS:
+        raise ValueError(f"opset: expected one of {OPSETS}, got {opset}")
+    if masks not in MASKS:
+        raise ValueError(f"masks: expected one of {MASKS}, got {masks!r}")
+    if static is not None:
+        static = _checked_size(static)
+        if preprocess or masks == "full":
+            raise ValueError("static: expected neither preprocess nor full masks, whose sizes are those of pictures")
+    if half and int8 is not None:
+        raise ValueError("half, int8: expected one of them at most")
+    model, source = _open(weights, options)
+    detection = _limits(model.config.detection, score, nms, max_detections)
+    about = Metadata(
+        config=replace(model.config, detection=detection),
+        masks="none" if model.mask_head is None else masks,
+        preprocess=preprocess,
+        static=static,
+        precision="float16" if half else "float32" if int8 is None else "int8",
+        version=__version__,
+        source=source,
+    )
+    core = network(model, about)
+    if int8 is not None:
+        from .quantization import quantize
+
+        core = quantize(core, about.config.input, int8, static)
+    exported = finish(core, about, opset)
+    data = exported.SerializeToString()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, lambda file: file.write(data))
+    operators = Counter(node.op_type for node in exported.graph.node)
+    return Exported(path, about, opset, dict(operators), len(data) / 1e6, time.perf_counter() - start)
+
+
+def finish(core: "ir.Model", about: Metadata, opset: int) -> "onnx.ModelProto":
+    """The network with what the metadata says to stand before and behind it, in the opset wanted, checked.
+
+    Args:
+        core: what :func:`network` gives; it is changed.
+    """
+    if about.masks == "full":
+        add_pasting(core, about.config.paste)
+    if about.preprocess:
+        add_preprocessing(core, about.config.input)
+    TopologicalSortPass()(core)
+    convert_version(core, opset)
+    ClearMetadataAndDocStringPass()(core)  # the exporter notes lines of source code and paths of this machine
+    NameFixPass()(core)
+    RemoveUnusedOpsetsPass()(core)  # the quantiser leaves one
+    core.metadata_props.clear()
+    core.metadata_props[KEY] = about.to_json()
+    core.doc_string = contract_text(about)
+    core.producer_name, core.producer_version = "trimask", about.version
+    proto = ir.to_proto(core)
+    proto.graph.name = "mask_rcnn"
+    onnx.checker.check_model(proto, full_check=True)
+    return proto
+
+
+def network(model: MaskRCNN, about: Metadata) -> "ir.Model":
+    """The network alone, from a resized batch to masks over the boxes, in the oldest opset."""
+    dtype = torch.float16 if about.precision == "float16" else torch.float32
+    fixed = about.static is not None
+    graph = ExportGraph(model, about.config.detection, dtype, masks=about.masks != "none", compact=not fixed)
+    inputs, outputs = signature(replace(about, preprocess=False))
+    batch, height, width = about.static or _TRACED
+    image = torch.zeros(batch, 3, height, width)
+    sizes = torch.tensor([[height, width]]).repeat(batch, 1)
+    shapes = None if fixed else _free_sizes()
+    with torch.no_grad(), _quiet():
+        program = torch.export.export(graph, (image, sizes, sizes * 2), dynamic_shapes=shapes, strict=False)
+        program = program.run_decompositions({torch.ops.trimask.proposals.default: proposals})
+        exported = torch.onnx.export(
+            program,
+            dynamo=True,
+            opset_version=OPSETS[0],
+            custom_translation_table=translations(),
+            input_names=list(inputs),
+            output_names=list(outputs),
+            verbose=False,
+        )
+    assert exported is not None
+    if not fixed:
+        _name_sizes(exported.model)
+    return exported.model
+
+
+def _free_sizes() -> dict[str, dict[int, Any]]:
+    batch = Dim("batch", max=_BATCH)
+    sides = {2: 32 * Dim("rows", min=3, max=_LONGEST), 3: 32 * Dim("columns", min=3, max=_LONGEST)}
+    return {"image": {0: batch, **sides}, "image_sizes": {0: batch}, "original_sizes": {0: batch}}
+
+
+def _name_sizes(model: "ir.Model") -> None:
+    """Give the free sizes of the inputs names that say what they are, wherever they stand."""
+    image = model.graph.inputs[0].shape
+    assert image is not None
+    names = {str(image[0]): "batch", str(image[2]): "height", str(image[3]): "width"}
+    values = (*model.graph.inputs, *(value for node in model.graph for value in node.outputs))
+    for value in values:
+        if value.shape is not None:
+            value.shape = ir.Shape([names.get(str(side), side) for side in value.shape])
+
+
+def _checked_size(static: Sequence[int]) -> tuple[int, int, int]:
+    numbers = [int(number) for number in static]
+    if len(numbers) != 3 or min(numbers) < 1 or numbers[1] % 32 or numbers[2] % 32:
+        raise ValueError(f"static: expected a batch, and a height and width that are multiples of 32, got {static}")
+    return numbers[0], numbers[1], numbers[2]
+
+
+def _open(weights: MaskRCNN | str | Path, options: dict[str, Any]) -> tuple[MaskRCNN, dict[str, str]]:
+    """A model, and where its weights come from."""
+    if isinstance(weights, MaskRCNN):
+        if options:
+            raise ValueError(f"options: expected none beside a model, got {sorted(options)}")
+        return weights, {}
+    file = locate(weights)
+    return load_model(file, **options), {"file": file.name, "sha256": file_hash(file, "sha256")}
+
+
+def _limits(
+    config: DetectionConfig, score: float | None, nms: float | None, max_detections: int | None
+) -> DetectionConfig:
+    for name, value in (("score", score), ("nms", nms)):
+        if value is not None and not 0 <= value <= 1:
+            raise ValueError(f"{name}: expected a number in 0..1, got {value}")
+    if max_detections is not None and max_detections < 1:
+        raise ValueError(f"max_detections: expected at least 1, got {max_detections}")
+    return replace(
+        config,
+        score_threshold=config.score_threshold if score is None else float(score),
+        nms_threshold=config.nms_threshold if nms is None else float(nms),
+        max_detections=config.max_detections if max_detections is None else int(max_detections),
+    )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporter's remarks on its own working."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)

@@ -1,0 +1,169 @@
+"""The project's ops in standard ONNX operators, opset 18: the exporter raises that to the version wanted.
+
+Equal to the ops in every bit that ONNX Runtime's kernels allow: its suppression compares IoUs in float32 and breaks
+ties by index, its RoIAlign samples where torchvision's does.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from onnxscript import opset18
+
+from ..kernels import roi_pooling, suppression  # noqa: F401  registers the ops
+
+__all__ = ["translations"]
+
+op: Any = opset18  # whose own types are those of eager evaluation
+
+FLOAT, INT32, INT64 = 1, 6, 7  # onnx.TensorProto's numbers
+
+
+def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
+    """What to give the exporter as ``custom_translation_table``."""
+    return {
+        torch.ops.aten.remainder.Scalar: _remainder,
+        torch.ops.aten.sort.stable: _stable_sort,
+        torch.ops.trimask.segmented_nms.default: _segmented_nms,
+        torch.ops.trimask.pyramid_roi_align.default: _pyramid_roi_align,
+        torch.ops.trimask.pool_live.default: _pool_live,
+    }
+
+
+def _remainder(x: Any, divisor: Any) -> Any:
+    """Of integers. The exporter's own takes no divisor that depends on the size of the picture."""
+    return op.Mod(x, op.CastLike(divisor, x))
+
+
+def _stable_sort(x: Any, stable: bool | None = None, dim: int = -1, descending: bool = False) -> tuple[Any, Any]:
+    """Of small integers, along an axis: among equal elements TopK takes the one of the lower index first."""
+    length = op.Shape(x, start=dim, end=dim + 1)
+    values, index = op.TopK(op.Cast(x, to=INT64), length, axis=dim, largest=int(descending), sorted=1)
+    return op.CastLike(values, x), index
+
+
+def _segmented_nms(
+    boxes: Any,
+    scores: Any,
+    iou_threshold: float,
+    max_keep: int,
+    labels: Any = None,
+    score_threshold: float | None = None,
+    counts: Any = None,
+) -> tuple[Any, Any]:
+    assert labels is None
+    rows = op.Gather(op.Shape(scores), op.Constant(value_int=1))
+    nothing = op.Constant(value_float=-math.inf)
+    if counts is not None:
+        index = op.Range(op.Constant(value_int=0), rows, op.Constant(value_int=1))
+        there = op.Less(index, op.Unsqueeze(op.Cast(counts, to=INT64), op.Constant(value_ints=[1])))  # [S, N]
+        scores = op.Where(there, scores, nothing)
+    selected = op.NonMaxSuppression(
+        boxes,
+        op.Unsqueeze(scores, op.Constant(value_ints=[1])),
+        op.Constant(value_ints=[max_keep]),
+        op.Constant(value_floats=[_float32_not_above(iou_threshold)]),
+        op.Constant(value_floats=[-math.inf if score_threshold is None else score_threshold]),
+    )  # [n, 3]: segment, class, box
+    place = op.Gather(selected, op.Constant(value_ints=[0, 2]), axis=1)
+    values = op.GatherND(scores, place)
+    kept = op.ScatterND(op.Expand(nothing, op.Shape(scores)), place, values)
+    best, index = op.TopK(kept, op.Constant(value_ints=[max_keep]))
+    there = op.Greater(best, nothing)
+    count = op.ReduceSum(op.Cast(there, to=INT32), op.Constant(value_ints=[1]), keepdims=0)
+    return op.Where(there, index, op.Constant(value_int=-1)), count
+
+
+def _pool_live(
+    features: Sequence[Any],
+    boxes: Any,
+    counts: Any,
+    scales: Sequence[float],
+    thresholds: Sequence[float],
+    output_size: Sequence[int],
+    sampling_ratio: int,
+    aligned: bool,
+) -> tuple[Any, Any]:
+    rois, images, level = _rois(boxes, counts, thresholds)
+    parts, rows = [], []
+    for i, (feature, scale) in enumerate(zip(features, scales, strict=True)):
+        row = op.Reshape(op.NonZero(op.Equal(level, op.Constant(value_int=i))), op.Constant(value_ints=[-1]))
+        own = op.Gather(rois, row), op.Gather(images, row)
+        parts.append(_roi_align(feature, *own, scale, output_size, sampling_ratio, aligned, "avg"))
+        rows.append(row)
+    return op.CastLike(op.Concat(*parts, axis=0), features[0]), op.Concat(*rows, axis=0)
+
+
+def _pyramid_roi_align(
+    features: Sequence[Any],
+    boxes: Any,
+    counts: Any,
+    scales: Sequence[float],
+    thresholds: Sequence[float],
+    output_size: Sequence[int],
+    sampling_ratio: int,
+    aligned: bool,
+    mode: str,
+) -> Any:
+    """Every RoI from every level, empty where it does not belong: no shape depends on the data."""
+    rois, images, level = _rois(boxes, counts, thresholds)
+    zero = op.Constant(value_float=0.0)
+    parts = []
+    for i, (feature, scale) in enumerate(zip(features, scales, strict=True)):
+        here = op.Equal(level, op.Constant(value_int=i))  # [B * R]
+        own = op.Where(op.Unsqueeze(here, op.Constant(value_ints=[1])), rois, zero)
+        part = _roi_align(feature, own, images, scale, output_size, sampling_ratio, aligned, mode)
+        parts.append(op.Where(op.Unsqueeze(here, op.Constant(value_ints=[1, 2, 3])), part, zero))
+    pooled = op.Sum(*parts)
+    shape = op.Concat(op.Shape(boxes, start=0, end=2), op.Shape(pooled, start=1, end=4), axis=0)
+    return op.CastLike(op.Reshape(pooled, shape), features[0])
+
+
+def _rois(boxes: Any, counts: Any, thresholds: Sequence[float]) -> tuple[Any, Any, Any]:
+    """Boxes `[B * R, 4]`, the image of each, and its level, -1 for padding."""
+    shape = op.Shape(boxes, start=0, end=2)
+    first, step = op.Constant(value_int=0), op.Constant(value_int=1)
+    number = op.Unsqueeze(op.Range(first, op.Gather(shape, first), step), op.Constant(value_ints=[1]))  # [B, 1]
+    rois = op.Reshape(boxes, op.Constant(value_ints=[-1, 4]))
+    images = op.Reshape(op.Expand(number, shape), op.Constant(value_ints=[-1]))
+    low, high = op.Split(rois, axis=1, num_outputs=2)
+    sides = op.Max(op.Sub(high, low), op.Constant(value_float=0.0))
+    root = op.Sqrt(op.ReduceProd(sides, op.Constant(value_ints=[1]), keepdims=1))  # [B * R, 1]
+    above = op.GreaterOrEqual(root, op.Constant(value_floats=list(thresholds[1:])))
+    level = op.ReduceSum(op.Cast(above, to=INT64), op.Constant(value_ints=[1]), keepdims=0)
+    if counts is not None:
+        index = op.Range(first, op.Gather(shape, step), step)
+        there = op.Less(index, op.Unsqueeze(op.Cast(counts, to=INT64), op.Constant(value_ints=[1])))
+        level = op.Where(op.Reshape(there, op.Constant(value_ints=[-1])), level, op.Constant(value_int=-1))
+    return rois, images, level
+
+
+def _roi_align(
+    feature: Any,
+    rois: Any,
+    images: Any,
+    scale: float,
+    output_size: Sequence[int],
+    sampling_ratio: int,
+    aligned: bool,
+    mode: str,
+) -> Any:
+    return op.RoiAlign(
+        op.Cast(feature, to=FLOAT),  # half precision would round the coordinates too
+        rois,
+        images,
+        coordinate_transformation_mode="half_pixel" if aligned else "output_half_pixel",
+        mode=mode,
+        output_height=output_size[0],
+        output_width=output_size[1],
+        sampling_ratio=max(sampling_ratio, 0),
+        spatial_scale=scale,
+    )
+
+
+def _float32_not_above(x: float) -> float:
+    """The largest float32 that is at most `x`: greater than either is the same for a float32."""
+    nearest = np.float32(x)
+    return float(nearest if float(nearest) <= x else np.nextafter(nearest, np.float32(-np.inf)))
