@@ -153,7 +153,7 @@ def test_bfloat16_finds_as_much(data: str, shared_data: Path) -> None:
 
 
 def test_people_on_a_public_portrait() -> None:
-    """Runs everywhere: matplotlib's portrait of Grace Hopper has one person in it, and a flag that passes for another."""
+    """Runs everywhere: Grace Hopper, in matplotlib, is one person before a flag that passes for another."""
     matplotlib = pytest.importorskip("matplotlib")
     path = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
     with warnings.catch_warnings():
