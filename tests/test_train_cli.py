@@ -175,7 +175,7 @@ def test_two_processes_learn_what_one_does(arguments: list[str], tmp_path: Path)
     assert main(["train", *given, "--out", str(alone)]) == 0
     errors = [child.communicate(timeout=300)[1] for child in children]
     assert [child.returncode for child in children] == [0, 0], errors
-    assert errors[1].strip() == ""  # the first speaks for all
+    assert ("starting from" in errors[0], "starting from" in errors[1]) == (True, False)  # the first speaks for all
     pair = [lines(folder) for folder in (alone, shared)]
     assert len(pair[0]) == len(pair[1]) == 4
     for one, two in zip(*pair, strict=True):
@@ -189,14 +189,13 @@ def test_two_processes_learn_what_one_does(arguments: list[str], tmp_path: Path)
 
 
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(arguments: list[str], tmp_path: Path, seed: int) -> None:
-    given = [*arguments, "--save-every", "1", "--iterations", "8", "--workers", "1", "--ema", "0.5"]
+    given = [*arguments, "--save-every", "1", "--iterations", "6", "--workers", "1", "--ema", "0.5"]
     command = [sys.executable, str(ROOT / "tests" / "killing.py"), str(tmp_path), str(KILLS), str(seed), *given]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=30 * (KILLS + 5))
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=60 * (KILLS + 5))
     assert done.returncode == 0, done.stderr[-3000:]
-    print(f"killed {done.stdout.splitlines()[-1]} of {KILLS}")
     straight, broken = (tmp_path / name for name in ("straight", "broken"))
     assert lines(straight) == lines(broken)
-    assert len(lines(straight)) == 8
+    assert len(lines(straight)) == 6
     first, second = (torch.load(folder / "state.pt", weights_only=True) for folder in (straight, broken))
     assert_same(first["model"], second["model"])
     assert_same(first["average"], second["average"])
