@@ -3,7 +3,7 @@
 import copy
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ class Tolerance:
         floor: detections of a lower score are left out.
         score: by how much scores may differ.
         iou: of the boxes, at least.
-        mask_iou: of the masks, at least, or no more than ``mask_pixels`` may differ.
+        mask_iou: of the masks, pasted into one box, at least, or no more than ``mask_pixels`` may differ.
         share: of the detections of both that need to have a partner.
         ap: by how much each average precision of COCO may fall on a data set, where one is given.
     """
@@ -58,9 +58,6 @@ TOLERANCES = {
 
 # A graph that resizes and rounds by itself puts a pixel in a thousand on the next of 255 levels.
 RESIZED = Tolerance(score=0.01, iou=0.97, mask_iou=0.95)
-
-
-_CUT = 0.01  # pixels: between boxes that rounding alone has put on either side of a whole one
 
 
 @dataclass(frozen=True)
@@ -188,13 +185,14 @@ def compare(ours: Result, theirs: Result, tolerance: Tolerance, threshold: float
     iou = _iou(ours.boxes, theirs.boxes)
     gap = np.abs(ours.scores[:, None] - theirs.scores)  # [N, M]
     fits = (ours.labels[:, None] == theirs.labels) & (gap < tolerance.score) & (iou > tolerance.iou)
-    masks = (ours.masks, theirs.masks) if ours.has_masks and theirs.has_masks else None
+    masks = ours.masks if ours.has_masks and theirs.has_masks else None
     partners: dict[int, tuple[int, int]] = {}  # ours: theirs, and pixels
     for j in np.flatnonzero(theirs.scores >= tolerance.floor):
         for i in sorted(set(np.flatnonzero(fits[:, j])) - set(partners), key=lambda i: gap[i, j]):
             pixels: int | None = 0
-            if masks is not None and not (theirs.rule.integer_boxes and _cut_apart(ours.boxes[i], theirs.boxes[j])):
-                pixels = _different(masks[0][i], masks[1][j], tolerance)
+            if masks is not None:  # in one box: rounding a corner to the next whole pixel moves a mask by a row
+                other = replace(theirs[[j]], boxes=ours.boxes[[i]]).masks[0]
+                pixels = _different(masks[i], other, tolerance)
             if pixels is not None:
                 partners[int(i)] = int(j), pixels
                 break
@@ -218,11 +216,6 @@ def _iou(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
     shared = np.clip(high - low, 0, None).prod(-1)
     area = [(boxes[:, 2:] - boxes[:, :2]).prod(-1) for boxes in (a, b)]
     return shared / np.maximum(area[0][:, None] + area[1] - shared, np.float32(1e-12))
-
-
-def _cut_apart(a: NDArray[np.float32], b: NDArray[np.float32]) -> bool:
-    """Whether boxes that are equal but for rounding are pasted at other whole pixels."""
-    return bool((np.trunc(a) != np.trunc(b)).any()) and bool(np.abs(a - b).max() < _CUT)
 
 
 def _different(a: NDArray[np.bool_], b: NDArray[np.bool_], tolerance: Tolerance) -> int | None:
