@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from ..engine.model.loss_config import LossConfig
+from ..engine.model import presets
+from ..engine.model.loss_config import TERMS, LossConfig
 from ..engine.training.config import AugmentConfig, TrainConfig
 from .console import open_console, progress
 from .fields import add_fields, read_fields
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 __all__ = ["add", "run"]
 
 AUGMENT = AugmentConfig(flip=0.5)  # what the command begins with
-PRESETS = ("torchvision_v1", "torchvision_v2", "detectron2", "mmdet", "mobilenet")
 CONVENTIONS = {"trimask": LossConfig(), "torchvision": LossConfig.TORCHVISION, "detectron2": LossConfig.DETECTRON2}
 
 
@@ -51,7 +51,7 @@ def add(verbs: Verbs) -> None:
         help="start from: a checkpoint or published name, whose classes of the same names are kept; an ImageNet "
         "classifier of torchvision or timm, whose trunk is kept (nothing: from scratch)",
     )
-    train.add_argument("--preset", choices=PRESETS, help="architecture (that of the weights)")
+    train.add_argument("--preset", choices=presets.__all__, help="architecture (that of the weights)")
     train.add_argument(
         "--set",
         action="append",
@@ -74,7 +74,6 @@ def run(options: argparse.Namespace) -> int:
     import torch
 
     from ..engine.inference.predictor import Predictor
-    from ..engine.model import presets
     from ..engine.model.checkpoints.options import Options
     from ..engine.training.data import CocoDataset
     from ..engine.training.distributed import processes
@@ -94,12 +93,14 @@ def run(options: argparse.Namespace) -> int:
         options=Options.of(checkpoint_options(options)),
         seed=config.seed,
     )
-    boxes_only = begun.model.mask_head is None
-    data = CocoDataset(options.train, options.images, boxes_only=boxes_only)
+    data.boxes_only = begun.model.mask_head is None
     validation = None
     if options.val:
         validation = CocoDataset(
-            options.val, options.val_images or options.images, category_ids=data.category_ids, boxes_only=boxes_only
+            options.val,
+            options.val_images or options.images,
+            category_ids=data.category_ids,
+            boxes_only=data.boxes_only,
         )
     with processes(options.device or ("cuda" if torch.cuda.is_available() else "cpu")) as group:
         console = open_console(stderr=True)
@@ -177,7 +178,7 @@ def _text(line: dict[str, Any]) -> str:
 
     if "loss" not in line:
         return f"{line['iteration']:>6}  {shown(('bbox_AP', 'bbox_AP50', 'segm_AP', 'segm_AP50'), 100)}"
-    terms = shown(("rpn_cls", "rpn_box", "cls", "box", "mask"))
+    terms = shown(TERMS)
     return (
         f"{line['iteration']:>6}  loss {line['loss']:.3f}  ({terms})  rate {line['learning_rate']:.2g}  "
         f"{line['seconds']:.2f} s"

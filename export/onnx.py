@@ -14,6 +14,7 @@ import torch
 from torch.export import Dim
 
 from .. import __version__
+from ..engine.inference.predicting import limits
 from ..engine.model.checkpoints import load_model, locate
 from ..engine.model.checkpoints.downloading import file_hash
 from ..engine.model.config import DetectionConfig
@@ -239,17 +240,12 @@ def _open(weights: MaskRCNN | str | Path, options: dict[str, Any]) -> tuple[Mask
 def _limits(
     config: DetectionConfig, score: float | None, nms: float | None, max_detections: int | None
 ) -> DetectionConfig:
-    for name, value in (("score", score), ("nms", nms)):
-        if value is not None and not 0 <= value <= 1:
-            raise ValueError(f"{name}: expected a number in 0..1, got {value}")
-    if max_detections is not None and max_detections < 1:
-        raise ValueError(f"max_detections: expected at least 1, got {max_detections}")
-    return replace(
-        config,
-        score_threshold=config.score_threshold if score is None else float(score),
-        nms_threshold=config.nms_threshold if nms is None else float(nms),
-        max_detections=config.max_detections if max_detections is None else int(max_detections),
-    )
+    config = limits(config, score, max_detections)
+    if nms is None:
+        return config
+    if not 0 <= nms <= 1:
+        raise ValueError(f"nms: expected a number in 0..1, got {nms}")
+    return replace(config, nms_threshold=float(nms))
 
 
 @contextmanager

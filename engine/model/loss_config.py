@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-__all__ = ["LossConfig"]
+__all__ = ["TERMS", "LossConfig"]
+
+TERMS = ("rpn_cls", "rpn_box", "cls", "box", "mask")  # what the losses are of, in the order of the network
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import dataclasses
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args, get_origin, get_type_hints
 
 __all__ = ["AugmentConfig", "TrainConfig"]
 
@@ -93,13 +93,9 @@ class TrainConfig:
         check(re.fullmatch(figures, self.best) is not None, "best", "an evaluation's figure such as segm_AP")
         check(self.batch % self.accumulate == 0, "batch", f"a multiple of accumulate, {self.accumulate}")
         check(all(0 < step < 1 for step in self.steps), "steps", "shares of the iterations, between 0 and 1")
-        for name, kinds in (
-            ("optimizer", ("sgd", "adamw")),
-            ("schedule", ("step", "cosine", "constant")),
-            ("norms", ("frozen", "live", "synchronised")),
-            ("precision", ("float32", "bfloat16", "float16")),
-        ):
-            check(getattr(self, name) in kinds, name, f"one of {kinds}")
+        for name, hint in get_type_hints(type(self)).items():
+            if get_origin(hint) is Literal:
+                check(getattr(self, name) in get_args(hint), name, f"one of {get_args(hint)}")
 
     def without_housekeeping(self) -> dict[str, object]:
         """The values that decide what is learned: a run goes on only with the same ones."""

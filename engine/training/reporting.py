@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from ..model.files import write_whole
+from ..model.loss_config import TERMS
 from ..pictures.charts import new_figure
 from ..pictures.visualize import draw
 from .data import Record, read_upright
@@ -108,7 +109,7 @@ def draw_training(lines: Sequence[Line], path: Path) -> Path:
     if losses:
         axes = next(grid)
         at = [line["iteration"] for line in losses]
-        for name in ("loss", "rpn_cls", "rpn_box", "cls", "box", "mask"):
+        for name in ("loss", *TERMS):
             if name in losses[0]:
                 width = 2.0 if name == "loss" else 1.2
                 axes.plot(at, [line[name] for line in losses], color=COLOURS[name], linewidth=width, label=name)

@@ -25,12 +25,12 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from ..model.loss_config import LossConfig
+from ..model.loss_config import TERMS, LossConfig
 from ..model.losses import losses
 from ..model.mask_rcnn import MaskRCNN
 from .augment import Augment
 from .config import AugmentConfig, TrainConfig
-from .data import CocoDataset, read_json
+from .data import CocoDataset
 from .detection import detect
 from .distributed import Processes
 from .evaluate import evaluate, tools
@@ -43,7 +43,6 @@ from .stopping import Stop, stop_signals
 
 __all__ = ["Outcome", "Trainer"]
 
-TERMS = ("rpn_cls", "rpn_box", "cls", "box", "mask")
 LATE = 3  # updates until a GPU's losses are looked at
 
 Predict = Callable[..., Any]  # as Predictor.predict
@@ -174,7 +173,7 @@ class Trainer:
             late = LATE if self.processes.device.type == "cuda" and not any(due) else 0
             stopped = ""
             while len(self._late) > (0 if stopped else late):
-                stopped = self._look(self._late.popleft()) or stopped
+                stopped = self._look(self._late.popleft(), stop) or stopped
             if due[0]:
                 self._log(self._measured())
             if due[1] and self.validation is not None:
@@ -233,7 +232,7 @@ class Trainer:
         norm = self._step()
         asked = torch.full_like(norm, float(bool(stop)))
         values = self.processes.average(torch.cat([torch.stack(sums).mean(0), torch.stack([norm, asked])]))
-        return _Reading.of(values, self.iteration, paths, stop)
+        return _Reading.of(values, self.iteration, paths)
 
     def _seeds(self, number: int, pictures: int) -> Tensor:
         """What is sampled in each picture of this process's part of a batch, the first batch being 0; int64 [B]."""
@@ -257,7 +256,7 @@ class Trainer:
             self.average.update(self.model, self.iteration)
         return norm.detach().float()
 
-    def _look(self, reading: "_Reading") -> str:
+    def _look(self, reading: "_Reading", stop: Stop) -> str:
         """Take in an update's losses; why to stop, if it is so."""
         *terms, norm, asked = reading.wait()
         if not all(map(math.isfinite, terms)):
@@ -271,7 +270,7 @@ class Trainer:
                 "warm-up or a limit of the gradient's norm may help"
             )
         self._window.add([*terms, norm])
-        return (reading.stop.reason or "stopped with another process") if asked else ""
+        return (stop.reason or "stopped with another process") if asked else ""
 
     def _evaluate(self) -> Line:
         """Figures of the weights so far, on all processes; keeps the weights where they are the best."""
@@ -289,7 +288,7 @@ class Trainer:
             ordered = [entry for record in self.validation.records for entry in by_id[record.image_id]]
             evaluation = evaluate(
                 ordered,
-                read_json(self.validation.annotations),
+                self.validation.annotations,
                 category_ids=self.validation.category_ids,
                 kinds=("bbox", "segm") if model.mask_head is not None else ("bbox",),
             )
@@ -409,17 +408,16 @@ class _Reading(NamedTuple):
     ready: Any  # the event of the copy's end; None where values are there
     iteration: int
     paths: list[str]
-    stop: Stop
 
     @classmethod
-    def of(cls, values: Tensor, iteration: int, paths: list[str], stop: Stop) -> "_Reading":
+    def of(cls, values: Tensor, iteration: int, paths: list[str]) -> "_Reading":
         if values.device.type != "cuda":
-            return cls(values, None, iteration, paths, stop)
+            return cls(values, None, iteration, paths)
         host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
         host.copy_(values, non_blocking=True)
         ready = torch.cuda.Event()
         ready.record()
-        return cls(host, ready, iteration, paths, stop)
+        return cls(host, ready, iteration, paths)
 
     def wait(self) -> list[float]:
         if self.ready is not None:
