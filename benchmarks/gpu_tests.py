@@ -24,7 +24,7 @@ __all__ = ["Outcomes", "run_tests"]
 _ROOT = Path(__file__).resolve().parents[1]
 _LONGEST_TEST = 100.0  # seconds; compilation of some dozen variants is in it
 _LONGEST_PAUSE = 120.0  # seconds before, between and after tests
-_MOST_PROCESSES = 8
+_MOST_PROCESSES = 14
 _POLL, _REPORT = 0.2, 15.0  # seconds
 _LOST = 70  # exit status of a process whose device is lost
 _LONGEST_REASON = 1500  # characters
@@ -70,12 +70,12 @@ def run_tests(
         folder: For the events and the output of each process, `*.log`.
         seconds: When this has passed, what still runs is ended.
         marker: Which tests.
-        processes: How many at a time; by default half as many as there are cores, 8 at most.
+        processes: How many at a time; by default one for each core but two, 14 at most.
         longest_test: Seconds after which a test is ended.
         report: Called now and then with what is known so far.
     """
     start = time.monotonic()
-    count = processes or max(1, min(_MOST_PROCESSES, (os.cpu_count() or 1) // 2))
+    count = processes or max(1, min(_MOST_PROCESSES, (os.cpu_count() or 1) - 2))
     command = [sys.executable, "-m", "pytest", "-p", __name__, "-p", "no:cacheprovider", "--tb=short", "-m", marker]
     command.append("--continue-on-collection-errors")  # they are reported, and the other files run
     shards = [_Shard(folder / f"{i}", [*command, f"--shard={i}/{count}", *map(str, files)]) for i in range(count)]
