@@ -18,7 +18,7 @@ SUBJECTS = {
     "gpu": "the ops and whole models on a GPU",
     "check": "the tests that need a GPU, then the ops and models on it, into one file",
 }
-PARTS = ("roi", "boxes", "pixels", "gradients", "models")  # of what is measured on a GPU
+PARTS = ("roi", "boxes", "pixels", "epilogue", "gradients", "training", "models")  # of what is measured on a GPU
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

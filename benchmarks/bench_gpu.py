@@ -14,7 +14,7 @@ from functools import partial
 
 import torch
 
-from . import gpu_boxes, gpu_models, gpu_pixels, gpu_roi
+from . import gpu_boxes, gpu_epilogue, gpu_models, gpu_pixels, gpu_roi, gpu_training
 from .device import Bench, Ceilings, DeviceClock, measure_ceilings
 from .harness import Clock, Row, WallClock, failed
 
@@ -25,7 +25,9 @@ SUBJECTS: dict[str, Callable[[bool], Iterable[Callable[[Bench], list[Row]]]]] = 
     "roi": gpu_roi.forward_cases,
     "boxes": gpu_boxes.cases,
     "pixels": gpu_pixels.cases,
+    "epilogue": gpu_epilogue.cases,
     "gradients": gpu_roi.backward_cases,
+    "training": gpu_training.cases,
     "models": gpu_models.cases,
 }
 _SMALL = 64 << 20  # bytes of a copy in a quick run

@@ -6,6 +6,7 @@ their losses must agree. The pictures come ready made; torchvision does not resi
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,8 +19,9 @@ from ..engine.model.matching import ANCHORS, OBJECTS, PROPOSALS, draw
 from .harness import Row, compare, optional
 from .networks import photographs, random_resnet, torchvision_twin
 
-__all__ = ["TERMS", "SeededSampler", "run", "same_samples"]
+__all__ = ["TERMS", "Case", "SeededSampler", "make_steps", "relative_disagreement", "run", "same_samples"]
 
+CPU = torch.device("cpu")
 TERMS = {  # of torchvision's losses
     "rpn_cls": "loss_objectness",
     "rpn_box": "loss_rpn_box_reg",
@@ -53,7 +55,7 @@ def run(threads: int, quick: bool) -> Iterator[list[Row]]:
     """The bundled model and ResNet-50 FPN, on photographs with ellipses in them."""
     for case in (replace(CASES[0], size=(128, 160)),) if quick else CASES:
         rounds = 2 if quick else 10 if case.model == "people" else 5
-        yield compare("training", case.name, _steps(case), _disagreement, rounds=rounds, threads=threads)
+        yield compare("training", case.name, make_steps(case), relative_disagreement, rounds=rounds, threads=threads)
 
 
 class SeededSampler:
@@ -78,7 +80,7 @@ class SeededSampler:
             foreground = order[label[order] >= 1][: self.positives]
             background = order[label[order] == 0][: self.total - len(foreground)]
             for masks, rows in zip(chosen, (foreground, background), strict=True):
-                masks.append(torch.zeros(len(label), dtype=torch.uint8).index_fill_(0, rows, 1))
+                masks.append(torch.zeros_like(label, dtype=torch.uint8).index_fill_(0, rows, 1))
         return chosen
 
 
@@ -94,32 +96,46 @@ def same_samples(twin: Any, config: LossConfig, seeds: Tensor, objects: Sequence
     twin.roi_heads.fg_bg_sampler = SeededSampler(seeds, config.roi_samples, config.roi_positive, PROPOSALS, objects)
 
 
-def _steps(case: Case) -> dict[str, Callable[[], dict[str, float]] | None]:
+def make_steps(
+    case: Case, device: torch.device = CPU, autocast: torch.dtype | None = None
+) -> dict[str, Callable[[], dict[str, Tensor]] | None]:
+    """A step of torchvision's training and one of ours, which give the terms of the loss.
+
+    Args:
+        device: where they run; on a GPU torchvision's also with its weights in channels_last memory.
+        autocast: the lower precision of what autocast lowers.
+    """
     source = load_model("people") if case.model == "people" else random_resnet(int(case.model))
     image = torch.stack([torch.from_numpy(x) for x in photographs(case.size, case.batch)]).permute(0, 3, 1, 2).float()
-    sizes, seeds = torch.tensor([case.size] * case.batch), torch.arange(case.batch)
-    targets, config = _ellipses(case), LossConfig.TORCHVISION
+    image = image.to(device, memory_format=torch.channels_last)
+    sizes, seeds = torch.tensor([case.size] * case.batch).to(device), torch.arange(case.batch).to(device)
+    targets, config = _ellipses(case, device), LossConfig.TORCHVISION
     assert targets.masks is not None
     torchvision = optional("torchvision")
-    theirs = None
+    steps: dict[str, Callable[[], dict[str, Tensor]] | None] = {"torchvision": None}
     if torchvision is not None:
-        twin: Any = torchvision_twin(torchvision, source, source.config).train().requires_grad_(True)
-        twin.transform._skip_resize = True
-        same_samples(twin, config, seeds, [OBJECTS_EACH] * case.batch)
         images = list((image / 255).contiguous())
         objects = [
             {"boxes": boxes, "labels": labels + 1, "masks": masks}
             for boxes, labels, masks in zip(targets.boxes, targets.labels, targets.masks, strict=True)
         ]
+        formats = {"torchvision": torch.contiguous_format}
+        if device.type == "cuda":
+            formats["torchvision, channels_last"] = torch.channels_last
+        for name, memory_format in formats.items():
+            twin: Any = torchvision_twin(torchvision, source, source.config).train().requires_grad_(True)
+            twin.transform._skip_resize = True
+            same_samples(twin, config, seeds, [OBJECTS_EACH] * case.batch)
+            twin = twin.to(device, memory_format=memory_format)
+            steps[name] = _step(twin, partial(_their_terms, twin, images, objects), device, autocast)
+    model = _learning(source).to(device)
+    ours = partial(losses, model, image, sizes, targets, config, seeds=seeds)
+    return steps | {"trimask": _step(model, ours, device, autocast)}
 
-        def their_terms() -> dict[str, Tensor]:
-            found = twin(images, objects)
-            return {name: found[term] for name, term in TERMS.items()}
 
-        theirs = _step(twin, their_terms)
-    model = _learning(source)
-    ours = _step(model, lambda: losses(model, image, sizes, targets, config, seeds=seeds))
-    return {"torchvision": theirs, "trimask": ours}
+def _their_terms(twin: Any, images: list[Tensor], objects: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    found = twin(images, objects)
+    return {name: found[term] for name, term in TERMS.items()}
 
 
 def _learning(model: MaskRCNN) -> MaskRCNN:
@@ -130,21 +146,25 @@ def _learning(model: MaskRCNN) -> MaskRCNN:
     return model.to(memory_format=torch.channels_last)
 
 
-def _step(model: nn.Module, terms: Callable[[], dict[str, Tensor]]) -> Callable[[], dict[str, float]]:
+def _step(
+    model: nn.Module, terms: Callable[[], dict[str, Tensor]], device: torch.device, autocast: torch.dtype | None
+) -> Callable[[], dict[str, Tensor]]:
     """At a learning rate of 0: each call does the same work."""
-    optimizer = torch.optim.SGD((x for x in model.parameters() if x.requires_grad), lr=0.0, momentum=0.9)
+    parameters = [x for x in model.parameters() if x.requires_grad]
+    optimizer = torch.optim.SGD(parameters, lr=0.0, momentum=0.9, fused=device.type == "cuda" or None)
 
-    def step() -> dict[str, float]:
-        found = terms()
+    def step() -> dict[str, Tensor]:
+        with torch.autocast(device.type, autocast, enabled=autocast is not None):
+            found = terms()
         optimizer.zero_grad()
         torch.stack(list(found.values())).sum().backward()
         optimizer.step()
-        return {name: float(term.detach()) for name, term in found.items()}
+        return {name: term.detach() for name, term in found.items()}
 
     return step
 
 
-def _ellipses(case: Case) -> Targets:
+def _ellipses(case: Case, device: torch.device) -> Targets:
     rng = torch.Generator().manual_seed(0)
     height, width = case.size
     extent = torch.tensor([width, height])
@@ -156,10 +176,13 @@ def _ellipses(case: Case) -> Targets:
     masks = ((x - middle[:, :, 0]) / radius[:, :, 0]) ** 2 + ((y - middle[:, :, 1]) / radius[:, :, 1]) ** 2 <= 1
     none = torch.zeros(shape[:2], dtype=torch.int64)
     count = torch.full((case.batch,), OBJECTS_EACH)
-    return Targets(torch.cat([low, low + sides], -1), none, none.bool(), count, masks.byte())
+    parts = (torch.cat([low, low + sides], -1), none, none.bool(), count, masks.byte())
+    return Targets(*(x.to(device) for x in parts))  # type: ignore[arg-type]
 
 
-def _disagreement(expected: dict[str, float], found: dict[str, float]) -> str:
-    apart = {name: abs(found[name] / value - 1) for name, value in expected.items()}
+def relative_disagreement(expected: dict[str, Tensor], found: dict[str, Tensor], tolerance: float = TOLERANCE) -> str:
+    """The term that is furthest apart, where that is more than ``tolerance`` of it; "" where none is."""
+    values = {name: (float(term), float(found[name])) for name, term in expected.items()}
+    apart = {name: abs(b / a - 1) for name, (a, b) in values.items()}
     worst = max(apart, key=lambda name: apart[name])
-    return "" if apart[worst] <= TOLERANCE else f"{worst} {found[worst]:.6f} instead of {expected[worst]:.6f}"
+    return "" if apart[worst] <= tolerance else f"{worst} {values[worst][1]:.6f} instead of {values[worst][0]:.6f}"

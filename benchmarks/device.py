@@ -22,7 +22,7 @@ from torch import Tensor
 
 from .harness import Call, Clock, Disagreement, Implementations, Row, Sampler, Samplers, compare
 
-__all__ = ["Bench", "Ceilings", "DeviceClock", "copies", "measure_ceilings", "plain_torch", "precision"]
+__all__ = ["Bench", "Ceilings", "DeviceClock", "copies", "measure_ceilings", "plain_torch", "precision", "waits"]
 
 _SAMPLE = 2e-3  # seconds of calls in a sample, where they are short
 _MOST_CALLS = 200  # in a sample
@@ -35,12 +35,18 @@ _LONGEST_CASE = 25.0  # seconds, of a whole model: its making, its warm-up, and 
 
 
 class DeviceClock:
-    """Time on the current CUDA device. Functions are made, checked and timed within `stream`."""
+    """Time on the current CUDA device. Functions are made, checked and timed within `stream`.
+
+    Args:
+        bandwidth: see `Clock`.
+        graphs: capture what can be captured; else everything is timed call by call, the host included.
+    """
 
     device = "cuda"
 
-    def __init__(self, bandwidth: float | None = None) -> None:
+    def __init__(self, bandwidth: float | None = None, graphs: bool = True) -> None:
         self.bandwidth = bandwidth
+        self.graphs = graphs
 
     @contextmanager
     def stream(self) -> Iterator[None]:
@@ -60,7 +66,7 @@ class DeviceClock:
         count = math.ceil(min(max(_SAMPLE / once, 1), _MOST_CALLS) / len(calls)) * len(calls)
         eager = _Eager(calls, count)
         cold, warm = None, None
-        if not _waits(calls[0]):
+        if self.graphs and not waits(calls[0]):
             cold, warm = _capture(calls, count), _capture(calls[:1], count)
         captured = cold is not None and warm is not None
         return Samplers(
@@ -98,7 +104,7 @@ def _capture(calls: Sequence[Call], count: int) -> Call | None:
     return graph.replay
 
 
-def _waits(call: Call) -> bool:
+def waits(call: Call) -> bool:
     """Whether torch waits for the device in there.
 
     Asked before a capture, because one that fails leaves the allocator of torch < 2.12 believing in it
@@ -174,8 +180,10 @@ def measure_ceilings(clock: Clock, size: int = _LARGE) -> Ceilings:
         return statistics.median(sampler() for _ in range(_ROUNDS))
 
     size = source.nbytes
+    # The driver's own copy, which torch uses, is not always as fast as a kernel's.
+    copying = min(median(lambda: target.copy_(source)), median(lambda: torch.neg(source, out=target)))
     return Ceilings(
-        copy_bytes_per_s=2 * size / median(lambda: target.copy_(source)),
+        copy_bytes_per_s=2 * size / copying,
         fill_bytes_per_s=size / median(target.zero_),
         launch_ms=1e3 * median(lambda: one.add_(1)),
     )

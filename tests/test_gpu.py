@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map_only
 
 from matching import differences, of_result
-from models import small_model
 from tolerances import EPS, roi_align_error
 from trimask import Predictor, kernels
+from trimask.benchmarks.networks import photographs
 from trimask.kernels import (
     PasteRule,
     batched_nms,
@@ -537,9 +537,10 @@ def test_indices_of_suppression_are_those_of_a_cpu(count: int, threshold: float,
 
 
 @pytest.mark.gpu
-def test_a_model_finds_on_a_gpu_what_it_finds_on_a_cpu(np_rng: np.random.Generator) -> None:
-    pictures = [np_rng.integers(0, 256, (90, 120 + i, 3), dtype=np.uint8) for i in range(3)]
-    ours, theirs = (Predictor(small_model(), device=device).predict(pictures) for device in ("cuda", "cpu"))
+def test_a_model_finds_on_a_gpu_what_it_finds_on_a_cpu() -> None:
+    """One that has learned: random weights make of a rounding a thousand times as much."""
+    pictures = photographs((240, 320), 3)
+    ours, theirs = (Predictor("people", device=device, score=0.05).predict(pictures) for device in ("cuda", "cpu"))
+    assert sum(map(len, theirs)) > 3
     for a, b in zip(ours, theirs, strict=True):
-        assert len(b) > 0
         assert differences(of_result(a), of_result(b)) == []

@@ -77,6 +77,12 @@ def run(
     return [plane.permute(0, 3, 1, 2) for plane in planes]
 
 
+def assert_same_sums(a: Tensor, b: Tensor) -> None:
+    """Equal, but for the order in which a GPU's atomics come."""
+    slack = 16 * torch.finfo(b.dtype).eps * float(b.abs().max()) if torch.cuda.is_available() else 0.0
+    torch.testing.assert_close(a, b, rtol=0, atol=slack)
+
+
 def expected(
     grad: Tensor, features: list[Tensor], boxes: Tensor, rule: Sampling, counts: list[int] | None = None
 ) -> tuple[Tensor, ...]:
@@ -256,7 +262,7 @@ def test_not_finite(rng: torch.Generator, dtype: torch.dtype, value: float) -> N
     assert changed.any()
     assert not changed[:, [0, 1, 2, 4]].any()
     assert not changed[..., :8, :].any()
-    assert torch.equal(torch.where(changed, 0, dirty[0]), torch.where(changed, 0, clean[0]))
+    assert_same_sums(torch.where(changed, 0, dirty[0]), torch.where(changed, 0, clean[0]))
     with deterministic():
         assert all(plane.isnan().all() for plane in run(grad, boxes, sampling(), shapes=shapes))
 
@@ -288,7 +294,9 @@ def test_what_is_not_there_is_not_read(rng: torch.Generator, mode: str, exact: b
         wanted = run(grad, boxes, sampling(mode=mode), features=features, counts=counts)
         padded = run(poisoned, boxes, sampling(mode=mode), features=features, counts=counts)
     for a, b in zip(padded, wanted, strict=True):
-        assert torch.equal(a, b)
+        if exact:
+            assert torch.equal(a, b)
+        assert_same_sums(a, b)
         assert a.isfinite().all()
 
     flat = boxes.nan_to_num(5).flatten(0, 1)
@@ -297,7 +305,9 @@ def test_what_is_not_there_is_not_read(rng: torch.Generator, mode: str, exact: b
         wanted = run(grad, flat, sampling(mode=mode), features=features, images=images)
         numbered = run(poisoned, flat, sampling(mode=mode), features=features, images=images)
     for a, b in zip(numbered, wanted, strict=True):
-        assert torch.equal(a, b)
+        if exact:
+            assert torch.equal(a, b)
+        assert_same_sums(a, b)
         assert a.isfinite().all()
 
 

@@ -7,96 +7,15 @@ import torch
 from torch import Tensor, nn
 
 from ...kernels import mask_probabilities, masks_to_rle
-from ...kernels.cpu.winograd import transform_weight, winograd_conv
+from ...kernels.dispatch import use_triton
 from ...kernels.paste_rule import PasteRule
 from ..model.anchors import Anchors
+from ..model.backbone import ResNet
 from ..model.layers import ConvNorm
 from ..model.mask_rcnn import Detections, MaskRCNN
+from .layers import BiasedConv, BiasedDeconv, BiasedPool, FusedLinear, Unchanged, folded, has_onednn, lean
 
 __all__ = ["fold", "optimize", "run_lengths"]
-
-
-class FusedConv(nn.Module):
-    """A :class:`ConvNorm` on a CPU as one oneDNN primitive: convolution, bias, residual and activation.
-
-    On a trunk this saves a third of the time against convolution, addition and rectifier one by one: each of those
-    passes over a large map that no cache holds.
-    """
-
-    def __init__(self, layer: ConvNorm) -> None:
-        super().__init__()
-        conv = layer.folded()
-        self.weight, self.bias = conv.weight, conv.bias
-        self.geometry = (conv.padding, conv.stride, conv.dilation, conv.groups)
-        self.activation, self.limits = {
-            type(None): ("none", []),
-            nn.ReLU: ("relu", []),
-            nn.ReLU6: ("hardtanh", [0.0, 6.0]),
-        }[type(layer.activation)]
-
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        operation = torch.ops.mkldnn._convolution_pointwise
-        if residual is None:
-            return operation(x, self.weight, self.bias, *self.geometry, self.activation, self.limits, "")
-        then = None if self.activation == "none" else self.activation
-        return operation.binary(x, residual, self.weight, self.bias, *self.geometry, "add", 1.0, then, self.limits, "")
-
-
-class WinogradConv(nn.Module):
-    """A :class:`ConvNorm` of a 3x3 convolution on a CPU, with 4 times fewer multiplications."""
-
-    def __init__(self, layer: ConvNorm) -> None:
-        super().__init__()
-        conv = layer.folded()
-        assert conv.bias is not None
-        self.weight, self.bias = nn.Parameter(transform_weight(conv.weight)), conv.bias
-        self.limits = {
-            type(None): (-torch.inf, torch.inf),
-            nn.ReLU: (0.0, torch.inf),
-            nn.ReLU6: (0.0, 6.0),
-        }[type(layer.activation)]
-
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        if residual is None:
-            return winograd_conv(x, self.weight, self.bias, *self.limits)
-        x = winograd_conv(x, self.weight, self.bias, -torch.inf, torch.inf)
-        return x.add_(residual).clamp_(*self.limits)
-
-
-class FusedLinear(nn.Module):
-    """A linear layer on a CPU by oneDNN: 1.1 times the speed of the default BLAS for the box head's thousand RoIs."""
-
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        self.weight, self.bias = layer.weight, layer.bias
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
-
-
-def _has_onednn(dtype: torch.dtype) -> bool:
-    """Whether torch has the operations, which its own compiler uses, for this dtype on this processor."""
-    wanted = ("_convolution_pointwise", "_linear_pointwise")
-    if not (torch.backends.mkldnn.is_available() and all(hasattr(torch.ops.mkldnn, name) for name in wanted)):
-        return False
-    if dtype == torch.bfloat16:
-        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_fp16_supported()
-
-
-def _lean(layer: ConvNorm, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    """What takes the layer's place."""
-    if device.type == "cpu":
-        if dtype == torch.float32 and layer.suits_winograd:
-            return WinogradConv(layer)
-        if _has_onednn(dtype):
-            return FusedConv(layer)
-    return _folded(layer)
-
-
-def _folded(layer: ConvNorm) -> nn.Module:
-    layer.conv, layer.norm = layer.folded(), None
-    return layer
 
 
 def _exact_copy(model: MaskRCNN) -> MaskRCNN:
@@ -109,18 +28,34 @@ def _exact_copy(model: MaskRCNN) -> MaskRCNN:
     return model
 
 
-def _replace_convolutions(model: MaskRCNN, lean: Callable[[ConvNorm], nn.Module]) -> MaskRCNN:
+def _replace_convolutions(model: MaskRCNN, made: Callable[[ConvNorm], nn.Module]) -> MaskRCNN:
     for parent in list(model.modules()):
         for name, layer in list(parent.named_children()):
             if isinstance(layer, ConvNorm):
-                setattr(parent, name, lean(layer).requires_grad_(False))
+                setattr(parent, name, made(layer).requires_grad_(False))
     return model
+
+
+def _fuse_for_triton(model: MaskRCNN) -> None:
+    """What several layers share on a GPU."""
+    model.fpn.enlarge = Unchanged()
+    if model.mask_head is not None and isinstance(model.mask_head.deconv, nn.ConvTranspose2d):
+        model.mask_head.deconv = BiasedDeconv(model.mask_head.deconv)
+    for block in model.backbone.modules():
+        # A shortcut's bias goes to the layer that adds it, which has one of its own.
+        shortcut, last = getattr(block, "shortcut", None), getattr(block, "conv3", getattr(block, "conv2", None))
+        if isinstance(shortcut, BiasedConv) and last is not None:
+            last.bias = nn.Parameter(last.bias + shortcut.bias, requires_grad=False)
+            block.shortcut = shortcut.conv
+    if isinstance(model.backbone, ResNet) and isinstance(model.backbone.stem, BiasedConv):
+        model.backbone.pool = BiasedPool(model.backbone.stem.bias)
+        model.backbone.stem = model.backbone.stem.conv
 
 
 @torch.no_grad()
 def fold(model: MaskRCNN, dtype: torch.dtype) -> MaskRCNN:
     """A copy of ``model`` on the CPU of plain layers alone, norms folded, weights in ``dtype``: to be exported."""
-    model = _replace_convolutions(_exact_copy(model).cpu(), _folded)
+    model = _replace_convolutions(_exact_copy(model).cpu(), folded)
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
     return model
@@ -132,9 +67,11 @@ def optimize(model: MaskRCNN, device: torch.device, dtype: torch.dtype) -> MaskR
 
     Weights take ``dtype``; anchors, normalisation and all arithmetic on boxes stay in float32.
     """
-    model = _replace_convolutions(_exact_copy(model), lambda layer: _lean(layer, device, dtype))
-    if device.type == "cpu" and _has_onednn(dtype):
+    model = _replace_convolutions(_exact_copy(model), lambda layer: lean(layer, device, dtype))
+    if device.type == "cpu" and has_onednn(dtype):
         model.box_head.fcs = nn.ModuleList(FusedLinear(layer) for layer in model.box_head.fcs)
+    if use_triton(device):
+        _fuse_for_triton(model)
     for parameter in model.parameters():
         memory = torch.channels_last if parameter.dim() == 4 else torch.preserve_format
         parameter.data = parameter.data.to(dtype, memory_format=memory)

@@ -1,6 +1,5 @@
 """Trunks: ResNet, ResNeXt, MobileNetV2. Each gives four feature maps, at strides 4, 8, 16 and 32."""
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import MobileNetV2Config, ResNetConfig
@@ -60,7 +59,8 @@ class ResNet(nn.Module):
 
     def __init__(self, config: ResNetConfig) -> None:
         super().__init__()
-        self.stem = ConvNorm(3, 64, 7, stride=2, norm_eps=config.norm_eps, activation=relu())
+        self.stem: nn.Module = ConvNorm(3, 64, 7, stride=2, norm_eps=config.norm_eps, activation=relu())
+        self.pool: nn.Module = nn.MaxPool2d(3, 2, 1)
         self.stages = nn.ModuleList()
         self.channels: tuple[int, ...] = ()
         inputs = 64
@@ -81,7 +81,7 @@ class ResNet(nn.Module):
             self.channels += (outputs,)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        x = F.max_pool2d(self.stem(x), 3, 2, 1)
+        x = self.pool(self.stem(x))
         maps = []
         for stage in self.stages:
             x = stage(x)

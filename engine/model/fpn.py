@@ -13,6 +13,13 @@ __all__ = ["FPN", "STRIDES"]
 STRIDES = (4, 8, 16, 32, 64)
 
 
+class Nearest(nn.Module):
+    """A coarse map [B, C, h, w] at the (height, width) of a finer one."""
+
+    def forward(self, x: Tensor, size: Sequence[int]) -> Tensor:
+        return F.interpolate(x, size=(size[0], size[1]), mode="nearest")
+
+
 class FPN(nn.Module):
     """Four maps of any depth -> five of ``channels``, at :data:`STRIDES`; the fifth subsamples the fourth."""
 
@@ -21,11 +28,12 @@ class FPN(nn.Module):
         eps = config.norm_eps if config.norm else None
         self.lateral = nn.ModuleList(ConvNorm(depth, config.channels, 1, norm_eps=eps) for depth in inputs)
         self.output = nn.ModuleList(ConvNorm(config.channels, config.channels, 3, norm_eps=eps) for _ in inputs)
+        self.enlarge: nn.Module = Nearest()
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
         merged: list[Tensor] = []  # coarsest first
         for lateral, x in zip(reversed(self.lateral), reversed(maps), strict=True):
-            above = F.interpolate(merged[-1], size=x.shape[-2:], mode="nearest") if merged else None
+            above = self.enlarge(merged[-1], x.shape[2:]) if merged else None
             merged.append(lateral(x, above))
         pyramid = [output(x) for output, x in zip(self.output, reversed(merged), strict=True)]
         return [*pyramid, F.max_pool2d(pyramid[-1], 1, 2)]

@@ -44,6 +44,13 @@ class BoxHead(nn.Module):
         return self.classes(x), deltas.unflatten(1, (-1, 4))
 
 
+class RectifiedDeconv(nn.ConvTranspose2d):
+    """A transposed convolution, then a rectifier."""
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        return F.relu(super().forward(x), inplace=True)
+
+
 class MaskHead(nn.Module):
     """RoI features -> a mask of the wanted class alone, at twice the resolution."""
 
@@ -55,7 +62,7 @@ class MaskHead(nn.Module):
         for outputs in config.convs:
             self.convs.append(ConvNorm(channels, outputs, 3, norm_eps=eps, activation=relu()))
             channels = outputs
-        self.deconv = nn.ConvTranspose2d(channels, config.deconv_channels, 2, 2)
+        self.deconv: nn.Module = RectifiedDeconv(channels, config.deconv_channels, 2, 2)
         masks = 1 if config.class_agnostic else num_classes
         self.logits = nn.Conv2d(config.deconv_channels, masks + 1 if config.softmax else masks, 1)
 
@@ -82,7 +89,7 @@ class MaskHead(nn.Module):
         return _channels(scores, self._channel(labels)), scores[:, -1]
 
     def _upsampled(self, features: Tensor) -> Tensor:
-        return F.relu(self.deconv(self.convs(features)), inplace=True)  # [N, C, 28, 28]
+        return self.deconv(self.convs(features))  # [N, C, 28, 28]
 
     def _channel(self, labels: Tensor) -> Tensor:
         return torch.zeros_like(labels) if self.class_agnostic else labels
