@@ -17,6 +17,7 @@ from ..kernels import (
     roi_pool,
     segmented_nms,
 )
+from ..kernels.epilogue import add_bias, pool_bias_relu
 from ..kernels.roi_pooling import level_thresholds
 
 __all__ = ["CASES"]
@@ -122,6 +123,16 @@ def _preprocess(antialias: bool, quantize: bool, dtype: torch.dtype) -> Case:
 
 _TORCHVISION, _DETECTRON2 = PasteRule.TORCHVISION, PasteRule.DETECTRON2
 
+
+def _level(size: tuple[int, int] = (32, 40)) -> Tensor:
+    return torch.zeros(2, 64, *size, dtype=torch.float16).to(memory_format=torch.channels_last)
+
+
+def _epilogue(residual: tuple[int, int] | None) -> Case:
+    bias = torch.zeros(64, dtype=torch.float16)
+    return lambda: add_bias(_level(), bias, None if residual is None else _level(residual), relu=True)
+
+
 CASES: dict[str, Case] = {
     **{f"RoIAlign, {d}, {m}": _pooled(DTYPES[d], *MODES[m]) for d in DTYPES for m in MODES},
     **{f"RoIAlign, {d}, 2 samples, NCHW": _pooled(DTYPES[d], 2, "avg", planar=True) for d in ("fp16", "fp32")},
@@ -150,6 +161,10 @@ CASES: dict[str, Case] = {
     ),
     "Proposals, fp16": _proposals(torch.float16),
     "Proposals, fp32": _proposals(torch.float32),
+    "Bias, fp16": _epilogue(None),
+    "Bias and residual, fp16": _epilogue((32, 40)),
+    "Bias and coarser map, fp16": _epilogue((16, 20)),
+    "Bias, rectifier and pooling, fp16": lambda: pool_bias_relu(_level(), torch.zeros(64, dtype=torch.float16)),
     "Preprocess, bilinear on floats": _preprocess(False, False, torch.float32),
     "Preprocess, as PIL": _preprocess(True, True, torch.float16),
     "Preprocess, antialiased on floats": _preprocess(True, False, torch.float32),

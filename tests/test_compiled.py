@@ -44,6 +44,9 @@ def test_rounding_is_ieee_where_it_is_promised(kernels: dict[str, list[Kernel]])
         ("RoIAlign, ", "_roi_align_kernel", "store_bits", 128),
         ("Paste", "_paste_kernel", "store_bits", 128),
         ("Proposals", "_proposals_kernel", "store_bits", 128),
+        ("Bias", "_add_bias_kernel", "load_bits", 128),
+        ("Bias", "_add_bias_kernel", "store_bits", 128),
+        ("Bias", "_pool_kernel", "load_bits", 128),
     ],
 )
 def test_memory_is_read_and_written_by_vectors(

@@ -2,6 +2,7 @@
 
 import math
 import os
+
 import pytest
 import torch
 import torch.nn.functional as F

@@ -30,6 +30,37 @@ def _finish(x, bias_ptr, channel, inside, RELU: tl.constexpr):
 
 
 @triton.jit
+def _in_eights(x, CHANNELS: tl.constexpr):
+    """Tells the compiler that eight neighbouring lanes read what lies together, where channels come in eights."""
+    if CHANNELS % 8 == 0:
+        return tl.max_contiguous(tl.multiple_of(x, 8), 8)
+    else:
+        return x
+
+
+@triton.jit
+def _alike(x, CHANNELS: tl.constexpr):
+    """Tells it that eight neighbouring lanes have the same number."""
+    if CHANNELS % 8 == 0:
+        return tl.max_constancy(x, 8)
+    else:
+        return x
+
+
+@triton.jit
+def _places(start, height, width, CHANNELS: tl.constexpr, BLOCK: tl.constexpr):
+    """Channel, image, row and column of a run of elements; 64 bits for its start alone, as their divisions are slow."""
+    lane = (start % CHANNELS).to(tl.int32) + tl.arange(0, BLOCK)
+    pixel = start // CHANNELS
+    column = (pixel % width).to(tl.int32) + _alike(lane // CHANNELS, CHANNELS)
+    row = pixel // width
+    down = (row % height).to(tl.int32) + _alike(column // width, CHANNELS)
+    image = row // height + _alike(down // height, CHANNELS)
+    channel = _in_eights(lane % CHANNELS, CHANNELS)
+    return channel, image, _alike(down % height, CHANNELS), _alike(column % width, CHANNELS)
+
+
+@triton.jit
 def _add_bias_kernel(
     x_ptr,
     bias_ptr,
@@ -47,23 +78,19 @@ def _add_bias_kernel(
     RELU: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    start = tl.program_id(0).to(tl.int64) * BLOCK
+    at = start + tl.arange(0, BLOCK)
     inside = at < total
-    channel = (at % CHANNELS).to(tl.int32)
+    channel, image, row, column = _places(start, height, width, CHANNELS, BLOCK)
     x = tl.load(x_ptr + at, inside, other=0.0).to(tl.float32)
     if RESIDUAL == "same":
         x += tl.load(residual_ptr + at, inside, other=0.0).to(tl.float32)
     if RESIDUAL == "nearest":
-        pixel = at // CHANNELS
-        row = pixel // width
-        image = row // height
         # As torch's nearest neighbour: the product with a float32 scale, cut.
-        down = ((row % height).to(tl.float32) * scale_y).to(tl.int32)
-        right = ((pixel % width).to(tl.float32) * scale_x).to(tl.int32)
-        down = tl.minimum(down, residual_height - 1)
-        right = tl.minimum(right, residual_width - 1)
+        down = tl.minimum((row.to(tl.float32) * scale_y).to(tl.int32), residual_height - 1)
+        right = tl.minimum((column.to(tl.float32) * scale_x).to(tl.int32), residual_width - 1)
         source = ((image * residual_height + down) * residual_width + right) * CHANNELS + channel
-        x += tl.load(residual_ptr + source, inside, other=0.0).to(tl.float32)
+        x += tl.load(residual_ptr + _in_eights(source, CHANNELS), inside, other=0.0).to(tl.float32)
     x = _finish(x, bias_ptr, channel, inside, RELU)
     tl.store(out_ptr + at, x.to(out_ptr.dtype.element_ty), inside)
 
@@ -72,20 +99,18 @@ def _add_bias_kernel(
 def _pool_kernel(
     x_ptr, bias_ptr, out_ptr, total, height, width, out_height, out_width, CHANNELS: tl.constexpr, BLOCK: tl.constexpr
 ):
-    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    start = tl.program_id(0).to(tl.int64) * BLOCK
+    at = start + tl.arange(0, BLOCK)
     inside = at < total
-    channel = (at % CHANNELS).to(tl.int32)
-    pixel = at // CHANNELS
-    row = pixel // out_width
-    image = row // out_height
-    top, left = (row % out_height) * 2 - 1, (pixel % out_width) * 2 - 1
+    channel, image, row, column = _places(start, out_height, out_width, CHANNELS, BLOCK)
+    top, left = row * 2 - 1, column * 2 - 1
     best = tl.full((BLOCK,), float("-inf"), tl.float32)
     for i in tl.static_range(3):
         for j in tl.static_range(3):
             y, x = top + i, left + j
             there = inside & (y >= 0) & (y < height) & (x >= 0) & (x < width)
             source = ((image * height + y) * width + x) * CHANNELS + channel
-            value = tl.load(x_ptr + source, there, other=float("-inf")).to(tl.float32)
+            value = tl.load(x_ptr + _in_eights(source, CHANNELS), there, other=float("-inf")).to(tl.float32)
             best = tl.where((value > best) | (value != value), value, best)  # NaN wins, as in torch
     tl.store(out_ptr + at, _finish(best, bias_ptr, channel, inside, True).to(out_ptr.dtype.element_ty), inside)
 
