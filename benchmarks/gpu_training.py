@@ -22,8 +22,9 @@ from .usage import usage
 __all__ = ["cases"]
 
 Case = Callable[[Bench], list[Row]]
-# See bench_training; of terms, relative.
-TOLERANCES = {"float32": 1e-2, "tf32": 5e-2, "bfloat16": 0.1}
+# See bench_training; of terms, relative. In bfloat16 other proposals survive, of which others are sampled: on an H200 the
+# box term of two pictures moved by 18 %.
+TOLERANCES = {"float32": 1e-2, "tf32": 5e-2, "bfloat16": 0.25}
 PEERS = 10.0  # torchvision's own in lower precision: a loss, and finite
 BATCHES = (
     ("tf32", Batch("ResNet-50 FPN, 2 x 800 x 1344", "50", (800, 1344), 2)),

@@ -18,6 +18,7 @@ from matching import differences, of_result
 from tolerances import EPS, roi_align_error
 from trimask import Predictor, kernels
 from trimask.benchmarks.networks import photographs
+from trimask.engine.model.checkpoints import load_model
 from trimask.kernels import (
     PasteRule,
     batched_nms,
@@ -540,7 +541,8 @@ def test_indices_of_suppression_are_those_of_a_cpu(count: int, threshold: float,
 def test_a_model_finds_on_a_gpu_what_it_finds_on_a_cpu() -> None:
     """One that has learned: random weights make of a rounding a thousand times as much."""
     pictures = photographs((240, 320), 3)
-    ours, theirs = (Predictor("people", device=device, score=0.05).predict(pictures) for device in ("cuda", "cpu"))
+    people = load_model("people")
+    ours, theirs = (Predictor(people, device=device, score=0.05).predict(pictures) for device in ("cuda", "cpu"))
     assert sum(map(len, theirs)) > 3
     for a, b in zip(ours, theirs, strict=True):
         assert differences(of_result(a), of_result(b)) == []
