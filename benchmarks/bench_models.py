@@ -66,7 +66,7 @@ def run(threads: int, quick: bool) -> Iterator[list[Row]]:
     if optional("skimage.data") is None:
         raise ImportError("models: expected scikit-image, whose sample portrait is the input; pip install scikit-image")
     for case in (replace(CASES[0], step=2),) if quick else CASES:
-        yield _rows(case, rounds=2 if quick else 15 if case.model == "people" else 5, threads=threads)
+        yield _rows(case, rounds=2 if quick else 15 if case.model == "people" else 7, threads=threads)
 
 
 def _rows(case: Case, rounds: int, threads: int) -> list[Row]:

@@ -59,7 +59,7 @@ def _roi_align(threads: int, quick: bool) -> list[Row]:
         "trimask, channels_last": lambda: trimask(last),
     }
     case = f"{count} RoIs x {channels} x 7 x 7, P2..P5 of {height} x {width}"
-    return compare("roi_align", case, implementations, disagreement, rounds=2 if quick else 9, threads=threads)
+    return compare("roi_align", case, implementations, disagreement, rounds=7 if quick else 9, threads=threads)
 
 
 def _nms(kind: str, boxes: Tensor, max_keep: int, threads: int, quick: bool) -> list[Row]:
@@ -80,7 +80,7 @@ def _nms(kind: str, boxes: Tensor, max_keep: int, threads: int, quick: bool) -> 
         "trimask": trimask,
     }
     case = f"{count} {kind}, {len(nms(boxes, scores, 0.7))} survive, {'all' if max_keep == count else max_keep} kept"
-    return compare("nms", case, implementations, disagreement, rounds=2 if quick else 31, threads=threads)
+    return compare("nms", case, implementations, disagreement, rounds=7 if quick else 31, threads=threads)
 
 
 def _masks(quick: bool) -> tuple[Tensor, Tensor, tuple[int, int]]:
@@ -106,7 +106,7 @@ def _paste(threads: int, quick: bool) -> list[Row]:
         "trimask": lambda: paste_masks(masks, boxes, size, rule=PasteRule.TORCHVISION),
     }
     case = f"{len(masks)} masks to {size[0]} x {size[1]}"
-    return compare("paste_masks", case, implementations, disagreement, rounds=2 if quick else 9, threads=threads)
+    return compare("paste_masks", case, implementations, disagreement, rounds=7 if quick else 9, threads=threads)
 
 
 def _run_lengths(threads: int, quick: bool) -> list[Row]:
@@ -136,4 +136,4 @@ def _run_lengths(threads: int, quick: bool) -> list[Row]:
         "trimask": trimask,
     }
     case = f"{len(masks)} masks of {size[0]} x {size[1]} to COCO strings; torchvision's by pycocotools"
-    return compare("masks_to_rle", case, implementations, disagreement, rounds=2 if quick else 9, threads=threads)
+    return compare("masks_to_rle", case, implementations, disagreement, rounds=7 if quick else 9, threads=threads)

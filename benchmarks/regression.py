@@ -10,7 +10,7 @@ runs, in turn with ours: torchvision's where it is there, any other one else. Th
 - "alone": no peer. All times are first divided by the median drift of the peers in the whole run, if there are any.
   Slower where p20 to p80 don't touch, and the median rose by more than three times the margin.
 
-A peer's time is a yardstick and never judged.
+A peer's time is a yardstick and never judged, and no rule judges fewer than 6 rounds, which show nothing of the noise.
 """
 
 import statistics
@@ -23,6 +23,7 @@ from .results import PEER, Results, Row
 
 __all__ = ["MARGIN", "Comparison", "Judgement", "judge", "require_alike"]
 
+_FEWEST_ROUNDS = 6  # as an interval takes
 MARGIN = 0.1  # between two runs of the same code, medians differ by less than that, mostly
 
 Key = tuple[str, str, str, str, str, int]
@@ -59,6 +60,7 @@ class Comparison:
 
     Attributes:
         judgements: What was timed in both runs.
+        unjudged: New rows of ours that were timed in too few rounds, now or then.
         lost: New rows without a time that have one in the old run: wrong now, or not installed.
         only_old: Rows of the old run that the new one has not; likewise `only_new`.
         drift: The median of how much longer peers took than before; None where none was timed in both.
@@ -66,6 +68,7 @@ class Comparison:
     """
 
     judgements: list[Judgement]
+    unjudged: list[Row]
     lost: list[Row]
     only_old: list[Row]
     only_new: list[Row]
@@ -100,8 +103,11 @@ def judge(old: Results, new: Results, margin: float = MARGIN) -> Comparison:
     timed = {key for key in both if before[key].p50_ms is not None and after[key].p50_ms is not None}
     drifts = [_p50(after[key]) / _p50(before[key]) for key in timed if not _ours(key)]
     drift = statistics.median(drifts) if drifts else None
+    ours = [key for key in both if key in timed and _ours(key)]
+    few = {key for key in ours if min(before[key].rounds or 0, after[key].rounds or 0) < _FEWEST_ROUNDS}
     return Comparison(
-        judgements=[_judge(key, before, after, timed, drift, margin) for key in both if key in timed and _ours(key)],
+        judgements=[_judge(key, before, after, timed, drift, margin) for key in ours if key not in few],
+        unjudged=[after[key] for key in ours if key in few],
         lost=[after[key] for key in both if before[key].p50_ms is not None and after[key].p50_ms is None],
         only_old=[row for key, row in before.items() if key not in after],
         only_new=[row for key, row in after.items() if key not in before],

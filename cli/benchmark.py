@@ -247,6 +247,8 @@ def _print(console: Console, compared: "Comparison", old: Path, margin: float) -
                 against,
             )
         console.print(table)
+    for row in compared.unjudged:
+        console.print(f"too few rounds to judge: {row.subject}: {row.case}: {row.implementation}", soft_wrap=True)
     for row in compared.lost:
         word = "WRONG" if row.correct is False else "not timed"
         console.print(f"{word} now: {row.subject}: {row.case}: {row.implementation}: {row.note}", soft_wrap=True)
