@@ -21,10 +21,9 @@ from typing import Any
 from .harness import OURS
 from .results import PEER, Results, Row
 
-__all__ = ["MARGIN", "Comparison", "Judgement", "judge", "require_alike"]
+__all__ = ["Comparison", "Judgement", "judge", "require_alike"]
 
 _FEWEST_ROUNDS = 6  # as an interval takes
-MARGIN = 0.1  # between two runs of the same code, medians differ by less than that, mostly
 
 Key = tuple[str, str, str, str, str, int]
 Case = tuple[str, str, str, str, int]
@@ -85,7 +84,7 @@ class Comparison:
         return bool(self.slower or any(row.correct is False for row in self.lost))
 
 
-def judge(old: Results, new: Results, margin: float = MARGIN) -> Comparison:
+def judge(old: Results, new: Results, margin: float) -> Comparison:
     """Compare two runs.
 
     Args:
