@@ -62,28 +62,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _measure(options: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from .harness import environment, report, write_json
+    from .measuring import measure
 
-    console = Console()
-    facts: dict[str, Any] = {"environment": environment()}
-    rows: list[Any] = []
-    for group in _groups(options, facts):
-        console.print(report(group), "")
-        rows += group
-        if options.json:  # each time, so that a run that is stopped leaves what it has
-            write_json(options.json, rows, facts)
-    for name, value in facts["environment"].items():
-        console.print(f"{name}: {value}", highlight=False, soft_wrap=True)
-    if options.json:
-        write_json(options.json, rows, facts)
-    return int(any(row.correct is False for row in rows))
+    facts: dict[str, Any] = {}
+    return measure(_groups(options, facts), facts, options.json, Console())
 
 
 def _groups(options: argparse.Namespace, facts: dict[str, Any]) -> Iterator[Any]:
-    """The rows of each case; what was measured of a GPU goes into the facts."""
+    """The rows of each case; what was measured of the device goes into the facts."""
     bench = import_module(f".bench_{options.subject}", __package__)
     if options.subject != "gpu":
-        yield from bench.run(options.threads, options.quick)
+        from .measuring import on_cpu
+
+        yield from on_cpu(bench.run(options.threads, options.quick), options.threads, options.quick, facts)
         return
     clock, ceilings = bench.start(options.device, options.quick)
     facts |= {"ceilings": asdict(ceilings), "finished": False}
