@@ -5,6 +5,7 @@ time, takes part where that is a matter of seconds.
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -23,6 +24,7 @@ from ..kernels.roi_pooling import pyramid_roi_align
 from ..kernels.suppression import nms, segmented_nms
 from . import cases
 from .comparison import NEEDS_A_GPU, Comparison, affordable, bounded
+from .gpu_roi import _pixels_under
 from .harness import Row, optional
 from .inputs import STRIDES
 
@@ -67,7 +69,13 @@ def _planned(quick: bool) -> Iterator[Planned]:
     for make in (_paste, _run_lengths):
         for mask_case in cases.mask_cases(quick):
             subject = {_paste: "paste_masks", _run_lengths: "masks_to_rle"}[make]
-            yield f"{subject}: {mask_case.name}", mask_case.seconds, partial(_each, make, mask_case)
+            cost = mask_case.seconds if _fits(mask_case) else 0.05 * mask_case.seconds  # ours alone
+            yield f"{subject}: {mask_case.name}", cost, partial(_each, make, mask_case)
+
+
+def _fits(case: cases.MaskCase) -> bool:
+    """Whether there is memory for the peers' masks."""
+    return not affordable(12 * case.pixels)
 
 
 def _each(make: Callable[[Any], Comparison], case: Any) -> Iterator[Comparison]:
@@ -126,12 +134,21 @@ def _roi_align(case: cases.RoIAlignCase) -> Comparison:
         implementations[REFERENCE] = reference
     absent = {TRITON: NEEDS_A_GPU} | ({} if few else {REFERENCE: TOO_SLOW})
     names = {"count": "RoIs", "channels": "channels", "output": "pool"}
-    fields: dict[str, Any] = {"operations": case.operations}
-    if case.varied:
-        fields["variable"] = {names[case.varied]: float(getattr(case, case.varied))}
+    variable = {names[case.varied]: float(getattr(case, case.varied))} if case.varied else None
     dtype = SHORT[case.dtype]
     return Comparison(
-        "roi_align", case.name, implementations, disagreement, near=near, dtype=dtype, absent=absent, fields=fields
+        "roi_align",
+        case.name,
+        implementations,
+        disagreement,
+        near=near,
+        dtype=dtype,
+        absent=absent,
+        least_bytes=(_pixels_under(boxes[None], padded) + case.count * case.output**2)
+        * case.channels
+        * case.dtype.itemsize,
+        operations=case.operations,
+        variable=variable,
     )
 
 
@@ -158,8 +175,8 @@ def _nms(case: cases.NMSCase) -> Comparison:
         implementations[REFERENCE] = partial(segmented, reference_suppression.segmented_nms)
     absent = {TRITON: NEEDS_A_GPU, "conch": NEEDS_A_GPU} | ({} if few else {REFERENCE: TOO_SLOW})
     name = f"{case.count} {case.density}, {len(whole())} survive, {case.kept or 'all'} kept"
-    fields = {} if case.kept else {"variable": {"boxes": float(case.count)}}
-    return Comparison("nms", name, implementations, disagreement, absent=absent, fields=fields)
+    variable = None if case.kept else {"boxes": float(case.count)}
+    return Comparison("nms", name, implementations, disagreement, absent=absent, variable=variable)
 
 
 def _same_sets(expected: list[Tensor], got: list[Tensor], allowed: float) -> str:
@@ -257,7 +274,7 @@ def _paste(case: cases.MaskCase) -> Comparison:
         ),
         TRITON: (None, NEEDS_A_GPU),
     }
-    return _with_offers("paste_masks", case, case.name, offers, disagreement)
+    return replace(_with_offers("paste_masks", case, case.name, offers, disagreement), least_bytes=case.pixels)
 
 
 def _run_lengths(case: cases.MaskCase) -> Comparison:
@@ -303,8 +320,6 @@ def _with_offers(
     """Of implementations with reasons against them, or ""."""
     implementations = {offer: call for offer, (call, reason) in offers.items() if not reason}
     absent = {offer: reason for offer, (_, reason) in offers.items() if reason}
-    fields: dict[str, Any] = {}
-    if case.varied:
-        value = case.count if case.varied == "count" else case.size[0] * case.size[1]
-        fields["variable"] = {"masks" if case.varied == "count" else "pixels": float(value)}
-    return Comparison(subject, name, implementations, disagreement, absent=absent, fields=fields)
+    values = {"": None, "count": {"masks": float(case.count)}, "size": {"pixels": float(case.size[0] * case.size[1])}}
+    variable = values[case.varied]
+    return Comparison(subject, name, implementations, disagreement, absent=absent, variable=variable)

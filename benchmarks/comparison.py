@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from .harness import Disagreement, Implementations, Row, compare
@@ -22,9 +22,9 @@ class Comparison:
     """A case and its implementations, as `compare` takes them, made but not yet run.
 
     Attributes:
-        subject, case, implementations, disagreement, near, expected, dtype: see `compare`.
+        subject, case, implementations, disagreement: see `compare`.
+        near, expected, dtype, least_bytes, operations, variable: likewise.
         absent: implementations that cannot take part, by name, and why.
-        fields: of all rows: what a sweep varies, and the operations that must be done.
     """
 
     subject: str
@@ -35,7 +35,9 @@ class Comparison:
     expected: Any = None
     dtype: str = "float32"
     absent: Mapping[str, str] = field(default_factory=dict)
-    fields: Mapping[str, Any] = field(default_factory=dict)
+    least_bytes: int | None = None
+    operations: int | None = None
+    variable: Mapping[str, float] | None = None
 
     def rows(self, threads: int, quick: bool, rounds: int = _ROUNDS, seconds: float = _SECONDS) -> list[Row]:
         """Those that took part, then those that could not."""
@@ -50,12 +52,14 @@ class Comparison:
             expected=self.expected,
             near=self.near,
             seconds=seconds,
+            least_bytes=self.least_bytes,
+            operations=self.operations,
+            variable=self.variable,
         )
         found += [
             Row(self.subject, self.case, name, "cpu", self.dtype, threads, note=x) for name, x in self.absent.items()
         ]
-        known = {x.name for x in fields(Row)}
-        return [replace(row, **{k: v for k, v in self.fields.items() if k in known}) for row in found]
+        return found
 
 
 def bounded(
@@ -82,8 +86,8 @@ def bounded(
 
 
 def affordable(size: int) -> str:
-    """ "" if so many bytes are at most half of the machine's memory, else what to say."""
+    """ "" if so many bytes are at most a quarter of the machine's memory, else what to say."""
     if not hasattr(os, "sysconf"):
         return ""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return "" if size <= memory / 2 else NEEDS_MEMORY.format(size / 1e9)
+    return "" if size <= memory / 4 else NEEDS_MEMORY.format(size / 1e9)
