@@ -190,8 +190,8 @@ def main(arguments: list[str] | None = None) -> int:
             )
         over += [f"{name}: {line}" for line in exceeded(budget, counts, tolerance_for(version))]
     if options.update:
-        budgets = {name: vars(counts) for name, counts in found.items()}
-        text = json.dumps({"torch": torch.__version__.partition("+")[0], "budgets": budgets}, indent=1)
+        content = {name: vars(counts) for name, counts in found.items()}
+        text = json.dumps({"torch": torch.__version__.partition("+")[0], "budgets": content}, indent=1)
         write_whole(FILE, lambda file: file.write(f"{text}\n".encode()))
         return 0
     print("\n".join(f"OVER {line}" for line in over))

@@ -118,5 +118,5 @@ def _fused() -> dict[Any, Callable[..., int]]:
     def linear(x: Any, weight: Any, *_: Any, **__: Any) -> int:
         return 2 * math.prod(x) * weight[0]
 
-    layers = {"_convolution_pointwise": convolution, "_linear_pointwise": linear}
+    layers: dict[str, Callable[..., int]] = {"_convolution_pointwise": convolution, "_linear_pointwise": linear}
     return {getattr(torch.ops.mkldnn, name): of for name, of in layers.items() if hasattr(torch.ops.mkldnn, name)}
