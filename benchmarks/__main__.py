@@ -4,10 +4,11 @@ import argparse
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+
+from .threads import limit_threads
 
 __all__ = ["main"]
 
@@ -44,9 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.threads < 1:
         parser.error(f"--threads: expected at least 1, got {options.threads}")
 
-    # OpenMP, MKL and the OpenBLAS under numpy read these when they are loaded, which is below.
-    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-        os.environ[variable] = str(options.threads)
+    limit_threads(options.threads)  # before torch is loaded, below
     if options.commit:
         os.environ["TRIMASK_COMMIT"] = options.commit
     try:
@@ -60,24 +59,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _measure(options: argparse.Namespace) -> int:
+    import torch
     from rich.console import Console
 
     from .measuring import measure
 
+    torch.set_num_threads(options.threads)
     facts: dict[str, Any] = {}
-    return measure(_groups(options, facts), facts, options.json, Console())
+    _, status = measure(_groups(options, facts), facts, options.json, Console())
+    return status
 
 
 def _groups(options: argparse.Namespace, facts: dict[str, Any]) -> Iterator[Any]:
     """The rows of each case; what was measured of the device goes into the facts."""
+    from .measuring import above_floors, with_ceilings
+
     bench = import_module(f".bench_{options.subject}", __package__)
     if options.subject != "gpu":
-        from .measuring import on_cpu
-
-        yield from on_cpu(bench.run(options.threads, options.quick), options.threads, options.quick, facts)
+        clock = with_ceilings("cpu", options.quick, facts)
+        yield from above_floors(bench.run(options.threads, options.quick), clock)
         return
-    clock, ceilings = bench.start(options.device, options.quick)
-    facts |= {"ceilings": asdict(ceilings), "finished": False}
+    clock = with_ceilings(options.device, options.quick, facts)
+    facts["finished"] = False
     yield from bench.run(clock, options.quick, [part for part in PARTS if part in options.only], 60 * options.minutes)
     facts["finished"] = True
 

@@ -8,18 +8,20 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from .device import measure_ceilings
-from .harness import WallClock
+from . import bench_gpu, bench_ops
+from .harness import Clock, Row
 from .machine import environment
-from .results import Row, write_json
+from .results import write_json
 from .table import report
 
-__all__ = ["measure", "on_cpu"]
+__all__ = ["above_floors", "measure", "ops", "with_ceilings"]
 
-_SMALL = 64 << 20  # bytes of a copy in a quick run
+_GPU_PARTS = ("roi", "boxes", "pixels")
 
 
-def measure(groups: Iterable[list[Row]], facts: dict[str, Any], path: Path | None, console: Console) -> int:
+def measure(
+    groups: Iterable[list[Row]], facts: dict[str, Any], path: Path | None, console: Console
+) -> tuple[list[Row], int]:
     """Print the rows of each case.
 
     Args:
@@ -29,7 +31,7 @@ def measure(groups: Iterable[list[Row]], facts: dict[str, Any], path: Path | Non
         console: Where to print.
 
     Returns:
-        Exit status: 1 if an implementation was wrong, else 0.
+        All rows, and the exit status: 1 if an implementation was wrong, else 0.
     """
     facts["environment"] = environment()
     rows: list[Row] = []
@@ -42,17 +44,28 @@ def measure(groups: Iterable[list[Row]], facts: dict[str, Any], path: Path | Non
         console.print(f"{name}: {value}", highlight=False, soft_wrap=True)
     if path:
         write_json(path, rows, facts)
-    return int(any(row.correct is False for row in rows))
+    return rows, int(any(row.correct is False for row in rows))
 
 
-def on_cpu(groups: Iterable[list[Row]], threads: int, quick: bool, facts: dict[str, Any]) -> Iterator[list[Row]]:
-    """The rows of each case on a CPU with their floors, by ceilings that are measured first and go into the facts."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        ceilings = measure_ceilings(WallClock(), *[_SMALL] * quick)
-    finally:
-        torch.set_num_threads(before)
+def with_ceilings(device: str, quick: bool, facts: dict[str, Any]) -> Clock:
+    """A clock of the device that knows its bandwidth; all that was measured of it goes into the facts.
+
+    On a CPU with as many threads as torch may use now.
+    """
+    clock, ceilings = bench_gpu.start(torch.device(device).type, quick)
     facts["ceilings"] = asdict(ceilings)
+    return clock
+
+
+def ops(clock: Clock, threads: int, quick: bool) -> Iterator[list[Row]]:
+    """The ops on the clock's device, case by case."""
+    if clock.device == "cuda":
+        yield from bench_gpu.run(clock, quick, _GPU_PARTS)
+    else:
+        yield from above_floors(bench_ops.run(threads, quick), clock)
+
+
+def above_floors(groups: Iterable[list[Row]], clock: Clock) -> Iterator[list[Row]]:
+    """The rows with their floors, where the cases know how much must move but not how fast the device is."""
     for rows in groups:
-        yield [row.above_floor(ceilings.copy_bytes_per_s) for row in rows]
+        yield [row.above_floor(clock.bandwidth) for row in rows]
