@@ -18,7 +18,7 @@ from ..engine.model.matching import ANCHORS, OBJECTS, PROPOSALS, draw
 from .harness import Row, compare, optional
 from .networks import photographs, random_resnet, torchvision_twin
 
-__all__ = ["TERMS", "SeededSampler", "run", "same_samples"]
+__all__ = ["TERMS", "Case", "SeededSampler", "run", "same_samples", "torchvision_step", "trimask_step"]
 
 TERMS = {  # of torchvision's losses
     "rpn_cls": "loss_objectness",
@@ -31,6 +31,8 @@ TERMS = {  # of torchvision's losses
 # other samples are drawn, at random as before; in float64 the terms agree to rounding.
 TOLERANCE = 1e-2
 OBJECTS_EACH = 8  # in a picture
+
+Step = Callable[[], dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -94,32 +96,49 @@ def same_samples(twin: Any, config: LossConfig, seeds: Tensor, objects: Sequence
     twin.roi_heads.fg_bg_sampler = SeededSampler(seeds, config.roi_samples, config.roi_positive, PROPOSALS, objects)
 
 
-def _steps(case: Case) -> dict[str, Callable[[], dict[str, float]] | None]:
-    source = load_model("people") if case.model == "people" else random_resnet(int(case.model))
+def _source(case: Case) -> MaskRCNN:
+    return load_model("people") if case.model == "people" else random_resnet(int(case.model))
+
+
+def _batch(case: Case) -> tuple[Tensor, Tensor, Targets]:
+    """Pictures float32 [B, 3, H, W] in 0..255, the seeds of their samples int64 [B], and their objects."""
     image = torch.stack([torch.from_numpy(x) for x in photographs(case.size, case.batch)]).permute(0, 3, 1, 2).float()
-    sizes, seeds = torch.tensor([case.size] * case.batch), torch.arange(case.batch)
-    targets, config = _ellipses(case), LossConfig.TORCHVISION
-    assert targets.masks is not None
+    return image, torch.arange(case.batch), _ellipses(case)
+
+
+def trimask_step(case: Case) -> Step:
+    """Our step, ready to be called: it gives the terms of the loss."""
+    image, seeds, targets = _batch(case)
+    sizes = torch.tensor([case.size] * case.batch)
+    model = _learning(_source(case))
+    return _step(model, lambda: losses(model, image, sizes, targets, LossConfig.TORCHVISION, seeds=seeds))
+
+
+def torchvision_step(case: Case) -> Step | None:
+    """The same with torchvision's model; None where it is not installed."""
     torchvision = optional("torchvision")
-    theirs = None
-    if torchvision is not None:
-        twin: Any = torchvision_twin(torchvision, source, source.config).train().requires_grad_(True)
-        twin.transform._skip_resize = True
-        same_samples(twin, config, seeds, [OBJECTS_EACH] * case.batch)
-        images = list((image / 255).contiguous())
-        objects = [
-            {"boxes": boxes, "labels": labels + 1, "masks": masks}
-            for boxes, labels, masks in zip(targets.boxes, targets.labels, targets.masks, strict=True)
-        ]
+    if torchvision is None:
+        return None
+    (image, seeds, targets), source = _batch(case), _source(case)
+    assert targets.masks is not None
+    twin: Any = torchvision_twin(torchvision, source, source.config).train().requires_grad_(True)
+    twin.transform._skip_resize = True
+    same_samples(twin, LossConfig.TORCHVISION, seeds, [OBJECTS_EACH] * case.batch)
+    images = list((image / 255).contiguous())
+    objects = [
+        {"boxes": boxes, "labels": labels + 1, "masks": masks}
+        for boxes, labels, masks in zip(targets.boxes, targets.labels, targets.masks, strict=True)
+    ]
 
-        def their_terms() -> dict[str, Tensor]:
-            found = twin(images, objects)
-            return {name: found[term] for name, term in TERMS.items()}
+    def terms() -> dict[str, Tensor]:
+        found = twin(images, objects)
+        return {name: found[term] for name, term in TERMS.items()}
 
-        theirs = _step(twin, their_terms)
-    model = _learning(source)
-    ours = _step(model, lambda: losses(model, image, sizes, targets, config, seeds=seeds))
-    return {"torchvision": theirs, "trimask": ours}
+    return _step(twin, terms)
+
+
+def _steps(case: Case) -> dict[str, Step | None]:
+    return {"torchvision": torchvision_step(case), "trimask": trimask_step(case)}
 
 
 def _learning(model: MaskRCNN) -> MaskRCNN:
@@ -130,7 +149,7 @@ def _learning(model: MaskRCNN) -> MaskRCNN:
     return model.to(memory_format=torch.channels_last)
 
 
-def _step(model: nn.Module, terms: Callable[[], dict[str, Tensor]]) -> Callable[[], dict[str, float]]:
+def _step(model: nn.Module, terms: Callable[[], dict[str, Tensor]]) -> Step:
     """At a learning rate of 0: each call does the same work."""
     optimizer = torch.optim.SGD((x for x in model.parameters() if x.requires_grad), lr=0.0, momentum=0.9)
 
