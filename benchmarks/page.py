@@ -1,0 +1,284 @@
+"""One page of HTML about files of results: it needs no network and no script.
+
+write_page([Path("benchmarks/results/cpu-epyc-ops-1-thread.json")], Path("report.html"))
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+from xml.etree.ElementTree import Element
+
+from ..engine.model.files import write_whole
+from .charts.bars import ratios, stages
+from .charts.lines import growth
+from .charts.markup import Child, node, render
+from .charts.plots import style_of
+from .charts.roofline import Kernel, bandwidth, kernels, roofline
+from .charts.scales import figure, per_second
+from .comparisons import Comparison, Results, Sweep, Values, comparisons, is_ours, read_results, sweeps, verdict
+
+__all__ = ["write_page"]
+
+_STYLE = Path(__file__).with_name("charts") / "page.css"
+_MANY = 24  # cases of a subject, above which it is folded up
+_VERDICTS = {"faster": "faster", "even": "no difference", "slower": "slower", "wrong": "WRONG"}
+_METHOD = (
+    "Outputs are compared before anything is timed: what is wrong gets no time. All implementations of a case run in "
+    "turn, round by round, so that a busy machine slows all alike. A ratio is the median over the rounds of "
+    "torchvision's time over the implementation's: above 1 is faster, below 1 is slower. Times are medians (p50), "
+    "with a fifth of the samples below p20 and a fifth above p80. "
+)
+_CLOCKS = {
+    "cpu": "On the CPU, time is what the host sees.",
+    "cuda": "On the GPU, time is the device's own, of calls in a CUDA graph over inputs that no cache holds; what "
+    "cannot be captured is timed call by call, the host included.",
+}
+# Columns of the full tables: name, field, divisor.
+_COLUMNS = (
+    ("p20 ms", "p20_ms", 1.0),
+    ("p50 ms", "p50_ms", 1.0),
+    ("p80 ms", "p80_ms", 1.0),
+    ("x torchvision", "ratio_to_torchvision", 1.0),
+    ("from", "ratio_low", 1.0),
+    ("to", "ratio_high", 1.0),
+    ("warm ms", "warm_ms", 1.0),
+    ("call by call ms", "call_ms", 1.0),
+    ("first call ms", "first_ms", 1.0),
+    ("floor ms", "floor_ms", 1.0),
+    ("x floor", "times_floor", 1.0),
+    ("peak MB", "peak_bytes", 1e6),
+    ("kernel launches a picture", "launches", 1.0),
+    ("must move MB", "least_bytes", 1e6),
+    ("GFLOP", "operations", 1e9),
+)
+
+
+def write_page(files: Sequence[Path], target: Path) -> Path:
+    """Write the page about files of results, in their order.
+
+    Returns:
+        `target`.
+
+    Raises:
+        ValueError: there is no file, or one is no file of results; it is named.
+    """
+    if not files:
+        raise ValueError("files: expected at least one file of results, got none")
+    text = render(_page([read_results(Path(file)) for file in files]))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return write_whole(target, lambda file: file.write(text.encode()))
+
+
+def _page(found: Sequence[Results]) -> Element:
+    links = (node("li", node("a", _name(results), href=f"#file-{i}")) for i, results in enumerate(found))
+    return node(
+        "html",
+        node(
+            "head",
+            node("meta", charset="utf-8"),
+            node("meta", name="viewport", content="width=device-width, initial-scale=1"),
+            node("meta", name="color-scheme", content="light dark"),
+            node("title", "trimask: speed beside its peers"),
+            node("style", _STYLE.read_text(encoding="utf-8")),
+        ),
+        node(
+            "body",
+            node("header", node("h1", "trimask: speed beside its peers"), node("nav", node("ul", *links))),
+            node("main", *(_section(results, f"file-{i}") for i, results in enumerate(found))),
+        ),
+        lang="en",
+    )
+
+
+def _section(results: Results, anchor: str) -> Element:
+    found = comparisons(results.rows)
+    styles = style_of(row["implementation"] for row in results.rows)
+    grown = sweeps(found)
+    parts = [
+        ("Beside torchvision", _ratio_figures(found)),
+        ("Latency against batch", _sweep_figures([one for one in grown if one.variable == "batch"], styles)),
+        ("Cost as the work grows", _sweep_figures([one for one in grown if one.variable != "batch"], styles)),
+        ("Beside the machine's ceilings", _ceiling_figures(results)),
+        ("Where the time goes", _stage_figures(results.rows)),
+        ("All figures", _tables(results.rows)),
+    ]
+    shown = [(title, children, f"{anchor}-{i}") for i, (title, children) in enumerate(parts) if children]
+    links = (node("li", node("a", title, href=f"#{place}")) for title, _, place in shown)
+    return node(
+        "section",
+        node("h2", _name(results)),
+        _head(results),
+        _summary(found),
+        node("nav", node("ul", *links), aria_label=_name(results)) if shown else node("p", "The file has no rows."),
+        *(node("section", node("h3", title), *children, id=place) for title, children, place in shown),
+        id=anchor,
+    )
+
+
+def _name(results: Results) -> str:
+    return results.path.stem
+
+
+def _head(results: Results) -> Element:
+    """The machine, the versions, the method."""
+    facts, ceilings = results.environment, results.ceilings
+    versions = facts.get("versions") or {}
+    devices = list(dict.fromkeys(str(row["device"]) for row in results.rows if row["device"]))
+    threads = sorted({row["threads"] for row in results.rows if row["threads"]})
+    absent = [name for name, version in versions.items() if not version]
+    present = [f"{name} {version}" for name, version in versions.items() if version]
+    peaks = ceilings.get("matrix_flops_per_s") or {}
+    measured = [
+        f"copy {per_second(ceilings['copy_bytes_per_s'], 'B')}" if ceilings.get("copy_bytes_per_s") else "",
+        f"fill {per_second(ceilings['fill_bytes_per_s'], 'B')}" if ceilings.get("fill_bytes_per_s") else "",
+        f"launch {figure(1e3 * ceilings['launch_ms'])} µs" if ceilings.get("launch_ms") else "",
+        *(f"{dtype} products {per_second(peak, 'FLOP')}" for dtype, peak in peaks.items()),
+    ]
+    lines = {
+        "Machine": _joined(facts.get("machine"), f"{facts['cores']} cores" if facts.get("cores") else None),
+        "GPU": _joined(facts.get("gpu"), f"driver {facts['driver']}" if facts.get("driver") else None),
+        "Device": _joined(*devices, f"{', '.join(map(str, threads))} threads" if threads else None),
+        "Versions": _joined(f"Python {facts['python']}" if facts.get("python") else None, *present),
+        "Not installed": _joined(*absent),
+        "System": _joined(facts.get("system"), f"load {facts['load']:.2g}" if facts.get("load") is not None else None),
+        "Commit": _joined(facts.get("commit")),
+        "Measured": _joined(facts.get("time")),
+        "Ceilings, same run": _joined(*measured),
+        "Unfinished": _joined(*results.unfinished),
+    }
+    cells = (part for name, text in lines.items() if text for part in (node("dt", name), node("dd", text)))
+    clocks = " ".join(_CLOCKS[device] for device in devices if device in _CLOCKS)
+    return node("div", node("dl", *cells), node("p", _METHOD + clocks), class_="head")
+
+
+def _joined(*texts: object) -> str:
+    return ", ".join(str(text) for text in texts if text)
+
+
+def _summary(found: Sequence[Comparison]) -> Element | None:
+    """How often each of our implementations won and lost, then what lost, what was wrong and what is missing."""
+    counts: dict[str, Counter[str]] = {}
+    listed: dict[str, list[str]] = {"slower": [], "wrong": [], "missing": []}
+    for comparison in found:
+        for row in comparison.rows:
+            outcome = verdict(row)
+            if is_ours(row):
+                counts.setdefault(row["implementation"], Counter())[outcome] += 1
+            if outcome in listed and (is_ours(row) or outcome != "slower"):
+                listed[outcome].append(_in_words(comparison, row))
+    if not found:
+        return None
+    head = node("tr", node("th", "Cases, beside torchvision", scope="col"), *(_th(name) for name in _VERDICTS.values()))
+    body = [
+        node("tr", node("th", name, scope="row"), *(_count(kind, count[kind]) for kind in _VERDICTS))
+        for name, count in counts.items()
+    ]
+    table = node("table", node("thead", head), node("tbody", *body), class_="counts")
+    titles = {"slower": "Slower than torchvision", "wrong": "WRONG", "missing": "Not timed"}
+    lists = [
+        node(
+            "details",
+            node("summary", f"{titles[kind]}: {len(texts)}"),
+            node("ul", *(node("li", text) for text in texts)),
+            open="open" if kind == "wrong" else None,
+            class_=kind,
+        )
+        for kind, texts in listed.items()
+        if texts
+    ]
+    return node("div", _scrolling(table, "How often each was faster and slower") if body else None, *lists)
+
+
+def _count(kind: str, count: int) -> Element:
+    return node("td", str(count), class_=kind if count else "none")
+
+
+def _in_words(comparison: Comparison, row: Values) -> str:
+    ratio = f"{row['ratio_to_torchvision']:.2f}x" if verdict(row) == "slower" else ""
+    name = f"{comparison.subject}: {_joined(comparison.case, comparison.dtype)}: {row['implementation']}"
+    return f"{name}: {_joined(ratio, row['note'])}".removesuffix(": ")
+
+
+def _ratio_figures(found: Sequence[Comparison]) -> list[Element]:
+    return [
+        _folded(f"{subject}, {len(group)} {'case' if len(group) == 1 else 'cases'}", ratios(subject, group), len(group))
+        for subject, group in _by_subject(found, lambda comparison: comparison.subject)
+    ]
+
+
+def _by_subject(items, key):  # type: ignore[no-untyped-def]
+    groups = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return groups.items()
+
+
+def _folded(title: str, content: Element, size: int) -> Element:
+    return node("details", node("summary", title), content, open="open" if size <= _MANY else None)
+
+
+def _sweep_figures(found: Sequence[Sweep], styles: dict[str, int]) -> list[Element]:
+    return [
+        node("div", node("h4", subject), node("div", *(growth(sweep, styles) for sweep in group), class_="many"))
+        for subject, group in _by_subject(found, lambda sweep: sweep.subject)
+    ]
+
+
+def _ceiling_figures(results: Results) -> list[Element]:
+    ceilings = results.ceilings
+    copy = ceilings.get("copy_bytes_per_s")
+    found = kernels(results.rows, ceilings)
+    if not found or not copy:
+        return []
+    roof = roofline(found, ceilings)
+    alone: list[Kernel] = [kernel for kernel in found if not kernel.flops_per_s]
+    bars = [
+        _folded(f"{subject}: bytes that must move", bandwidth(subject, group, copy), len(group))
+        for subject, group in _by_subject(alone, lambda kernel: kernel.row["subject"])
+    ]
+    return [*([roof] if roof is not None else []), *bars]
+
+
+def _stage_figures(rows: Sequence[Values]) -> list[Element]:
+    staged = [row for row in rows if row["stages_ms"]]
+    return [_folded(f"{len(staged)} models", stages(staged), len(staged))] if staged else []
+
+
+def _tables(rows: Sequence[Values]) -> list[Element]:
+    return [
+        node("details", node("summary", f"{subject}, {len(group)} rows"), _table(subject, group))
+        for subject, group in _by_subject(rows, lambda row: row["subject"])
+    ]
+
+
+def _table(subject: str, rows: Sequence[Values]) -> Element:
+    columns = [column for column in _COLUMNS if any(row[column[1]] is not None for row in rows)]
+    head = node("tr", _th("implementation"), _th("dtype"), *(_th(name) for name, _, _ in columns), _th("note"))
+    bodies = []
+    for case, group in groupby(rows, key=lambda row: row["case"]):
+        title = node("tr", node("th", node("span", case), colspan=len(columns) + 3, scope="colgroup", class_="case"))
+        bodies.append(node("tbody", title, *(_table_row(row, columns) for row in group)))
+    return _scrolling(node("table", node("thead", head), *bodies), f"{subject}: all figures")
+
+
+def _table_row(row: Values, columns: Sequence[tuple[str, str, float]]) -> Element:
+    outcome = verdict(row)
+    cells: list[Child] = []
+    for _, field, divisor in columns:
+        value = row[field]
+        lost = field == "ratio_to_torchvision" and is_ours(row) and outcome == "slower"
+        text = "" if value is None else figure(value / divisor)
+        cells.append(node("td", f"▼ {text}" if lost else text, class_="slower" if lost else None))
+    note = _joined("WRONG" if outcome == "wrong" else None, row["note"])
+    name = node("th", row["implementation"], scope="row")
+    return node("tr", name, node("td", row["dtype"]), *cells, node("td", note, class_="note"), class_=outcome)
+
+
+def _th(name: str) -> Element:
+    return node("th", name, scope="col")
+
+
+def _scrolling(table: Element, name: str) -> Element:
+    """A table that may be wider than the screen; the keyboard scrolls it, too."""
+    return node("div", table, class_="scroll", role="region", tabindex=0, aria_label=name)
