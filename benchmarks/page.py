@@ -4,30 +4,34 @@ write_page([Path("benchmarks/results/cpu-epyc-ops-1-thread.json")], Path("report
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
+from typing import TypeVar
 from xml.etree.ElementTree import Element
 
 from ..engine.model.files import write_whole
 from .charts.bars import ratios, stages
 from .charts.lines import growth
 from .charts.markup import Child, node, render
-from .charts.plots import style_of
+from .charts.plots import scrolling, style_of
 from .charts.roofline import Kernel, bandwidth, kernels, roofline
 from .charts.scales import figure, per_second
 from .comparisons import Comparison, Results, Sweep, Values, comparisons, is_ours, read_results, sweeps, verdict
 
 __all__ = ["write_page"]
 
+_Item = TypeVar("_Item")
+
 _STYLE = Path(__file__).with_name("charts") / "page.css"
 _MANY = 24  # cases of a subject, above which it is folded up
-_VERDICTS = {"faster": "faster", "even": "no difference", "slower": "slower", "wrong": "WRONG"}
+_VERDICTS = {"faster": "faster", "even": "even", "slower": "slower", "wrong": "WRONG"}
 _METHOD = (
     "Outputs are compared before anything is timed: what is wrong gets no time. All implementations of a case run in "
     "turn, round by round, so that a busy machine slows all alike. A ratio is the median over the rounds of "
     "torchvision's time over the implementation's: above 1 is faster, below 1 is slower. Times are medians (p50), "
-    "with a fifth of the samples below p20 and a fifth above p80. "
+    "with a fifth of the samples below p20 and a fifth above p80. Even is what the confidence interval of the ratio "
+    "cannot tell from torchvision."
 )
 _CLOCKS = {
     "cpu": "On the CPU, time is what the host sees.",
@@ -84,7 +88,12 @@ def _page(found: Sequence[Results]) -> Element:
         ),
         node(
             "body",
-            node("header", node("h1", "trimask: speed beside its peers"), node("nav", node("ul", *links))),
+            node(
+                "header",
+                node("h1", "trimask: speed beside its peers"),
+                node("p", _METHOD),
+                node("nav", node("ul", *links), aria_label="files of results"),
+            ),
             node("main", *(_section(results, f"file-{i}") for i, results in enumerate(found))),
         ),
         lang="en",
@@ -126,6 +135,7 @@ def _head(results: Results) -> Element:
     versions = facts.get("versions") or {}
     devices = list(dict.fromkeys(str(row["device"]) for row in results.rows if row["device"]))
     threads = sorted({row["threads"] for row in results.rows if row["threads"]})
+    plural = "" if threads == [1] else "s"
     absent = [name for name, version in versions.items() if not version]
     present = [f"{name} {version}" for name, version in versions.items() if version]
     peaks = ceilings.get("matrix_flops_per_s") or {}
@@ -138,7 +148,7 @@ def _head(results: Results) -> Element:
     lines = {
         "Machine": _joined(facts.get("machine"), f"{facts['cores']} cores" if facts.get("cores") else None),
         "GPU": _joined(facts.get("gpu"), f"driver {facts['driver']}" if facts.get("driver") else None),
-        "Device": _joined(*devices, f"{', '.join(map(str, threads))} threads" if threads else None),
+        "Device": _joined(*devices, f"{', '.join(map(str, threads))} thread{plural}" if threads else None),
         "Versions": _joined(f"Python {facts['python']}" if facts.get("python") else None, *present),
         "Not installed": _joined(*absent),
         "System": _joined(facts.get("system"), f"load {facts['load']:.2g}" if facts.get("load") is not None else None),
@@ -149,7 +159,7 @@ def _head(results: Results) -> Element:
     }
     cells = (part for name, text in lines.items() if text for part in (node("dt", name), node("dd", text)))
     clocks = " ".join(_CLOCKS[device] for device in devices if device in _CLOCKS)
-    return node("div", node("dl", *cells), node("p", _METHOD + clocks), class_="head")
+    return node("div", node("dl", *cells), node("p", clocks) if clocks else None, class_="head")
 
 
 def _joined(*texts: object) -> str:
@@ -173,6 +183,7 @@ def _summary(found: Sequence[Comparison]) -> Element | None:
     body = [
         node("tr", node("th", name, scope="row"), *(_count(kind, count[kind]) for kind in _VERDICTS))
         for name, count in counts.items()
+        if any(count[kind] for kind in _VERDICTS)
     ]
     table = node("table", node("thead", head), node("tbody", *body), class_="counts")
     titles = {"slower": "Slower than torchvision", "wrong": "WRONG", "missing": "Not timed"}
@@ -187,7 +198,7 @@ def _summary(found: Sequence[Comparison]) -> Element | None:
         for kind, texts in listed.items()
         if texts
     ]
-    return node("div", _scrolling(table, "How often each was faster and slower") if body else None, *lists)
+    return node("div", scrolling(table, "How often each was faster and slower") if body else None, *lists)
 
 
 def _count(kind: str, count: int) -> Element:
@@ -207,8 +218,8 @@ def _ratio_figures(found: Sequence[Comparison]) -> list[Element]:
     ]
 
 
-def _by_subject(items, key):  # type: ignore[no-untyped-def]
-    groups = {}
+def _by_subject(items: Iterable[_Item], key: Callable[[_Item], str]) -> Iterable[tuple[str, list[_Item]]]:
+    groups: dict[str, list[_Item]] = {}
     for item in items:
         groups.setdefault(key(item), []).append(item)
     return groups.items()
@@ -242,7 +253,7 @@ def _ceiling_figures(results: Results) -> list[Element]:
 
 def _stage_figures(rows: Sequence[Values]) -> list[Element]:
     staged = [row for row in rows if row["stages_ms"]]
-    return [_folded(f"{len(staged)} models", stages(staged), len(staged))] if staged else []
+    return [_folded(f"{len(staged)} calls", stages(staged), len(staged))] if staged else []
 
 
 def _tables(rows: Sequence[Values]) -> list[Element]:
@@ -254,12 +265,13 @@ def _tables(rows: Sequence[Values]) -> list[Element]:
 
 def _table(subject: str, rows: Sequence[Values]) -> Element:
     columns = [column for column in _COLUMNS if any(row[column[1]] is not None for row in rows)]
-    head = node("tr", _th("implementation"), _th("dtype"), *(_th(name) for name, _, _ in columns), _th("note"))
+    names = ("implementation", "dtype", *(name for name, _, _ in columns), "note")
+    head = node("tr", *(_th(name) for name in names))
     bodies = []
     for case, group in groupby(rows, key=lambda row: row["case"]):
-        title = node("tr", node("th", node("span", case), colspan=len(columns) + 3, scope="colgroup", class_="case"))
+        title = node("tr", node("th", node("span", case), colspan=len(names), scope="colgroup", class_="case"))
         bodies.append(node("tbody", title, *(_table_row(row, columns) for row in group)))
-    return _scrolling(node("table", node("thead", head), *bodies), f"{subject}: all figures")
+    return scrolling(node("table", node("thead", head), *bodies), f"{subject}: all figures")
 
 
 def _table_row(row: Values, columns: Sequence[tuple[str, str, float]]) -> Element:
@@ -277,8 +289,3 @@ def _table_row(row: Values, columns: Sequence[tuple[str, str, float]]) -> Elemen
 
 def _th(name: str) -> Element:
     return node("th", name, scope="col")
-
-
-def _scrolling(table: Element, name: str) -> Element:
-    """A table that may be wider than the screen; the keyboard scrolls it, too."""
-    return node("div", table, class_="scroll", role="region", tabindex=0, aria_label=name)

@@ -8,9 +8,22 @@ from collections.abc import Iterable, Mapping, Sequence
 from xml.etree.ElementTree import Element
 
 from .markup import Child, node
-from .scales import Linear, LogScale, short
+from .scales import Linear, LogScale, percent, short
 
-__all__ = ["BAR", "axis", "captioned", "colour", "frame", "grid", "legend", "marker", "plot", "spread", "style_of"]
+__all__ = [
+    "BAR",
+    "axis",
+    "captioned",
+    "colour",
+    "frame",
+    "grid",
+    "legend",
+    "marker",
+    "plot",
+    "scrolling",
+    "spread",
+    "style_of",
+]
 
 BAR = 16  # pixels, the height of a bar
 _COLOURS = 8  # of lines and points, in the style sheet as c0 ... c7; c0 is grey
@@ -28,7 +41,7 @@ _MARKERS = (
 def style_of(names: Iterable[str]) -> dict[str, int]:
     """A colour and a marker for each implementation, the same in all charts: torchvision's is grey."""
     rest = [name for name in dict.fromkeys(names) if name != "torchvision"]
-    rest.sort(key=lambda name: not name.startswith("trimask"))  # ours have the first ones
+    rest.sort(key=lambda name: (not name.startswith("trimask"), name != "trimask"))  # ours have the first ones
     return {"torchvision": 0} | {name: i + 1 for i, name in enumerate(rest)}
 
 
@@ -49,10 +62,10 @@ def grid(ticks: Sequence[float], scale: LogScale | Linear, height: int, strong: 
     ]
 
 
-def axis(ticks: Sequence[float], scale: LogScale | Linear, name: str, unit: str = "") -> Element:
+def axis(ticks: Sequence[float], scale: LogScale | Linear, name: str, shares: bool = False) -> Element:
     """The names of the ticks above a column of bars."""
     texts = [
-        node("text", f"{short(100 * x)} %" if unit else short(x), x=f"{scale.at(x):.2f}%", y=12, text_anchor="middle")
+        node("text", percent(x) if shares else short(x), x=f"{scale.at(x):.2f}%", y=12, text_anchor="middle")
         for x in ticks
     ]
     return node("div", node("span", name, class_="name"), plot(BAR, *texts), class_="row axis")
@@ -97,14 +110,14 @@ def marker(x: float, y: float, style: int, title: str) -> Element:
 
 def colour(style: int) -> str:
     """The class of a style."""
-    return f"c{style % _COLOURS}"
+    return f"c{(style - 1) % (_COLOURS - 1) + 1 if style else 0}"
 
 
-def legend(styles: Mapping[str, int], *, lines: bool = False, squares: bool = False) -> Element:
-    """What the colours and markers stand for, those of peers hollow where there are lines."""
+def legend(styles: Mapping[str, int], *, lines: bool = False, markers: bool = False) -> Element:
+    """What the colours and markers stand for, those of peers hollow where there are lines; squares for areas."""
     items = []
     for name, style in styles.items():
-        path = _MARKERS[1 if squares else style % len(_MARKERS)]
+        path = _MARKERS[style % len(_MARKERS) if lines or markers else 1]
         line = node("line", x1=0, x2=22, y1=7, y2=7) if lines else None
         mark = node("svg", node("path", d=path), x=11, y=7, width=1, height=1, class_="mark")
         peer = " peer" if lines and not name.startswith("trimask") else ""
@@ -112,3 +125,8 @@ def legend(styles: Mapping[str, int], *, lines: bool = False, squares: bool = Fa
         swatch = node("svg", line, mark, width=22, height=14, class_=kind, aria_hidden="true")
         items.append(node("li", swatch, node("span", name)))
     return node("ul", *items, class_="legend")
+
+
+def scrolling(table: Element, name: str) -> Element:
+    """A table that may be wider than the screen; the keyboard scrolls it, too."""
+    return node("div", table, class_="scroll", role="region", tabindex=0, aria_label=name)

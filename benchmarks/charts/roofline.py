@@ -8,8 +8,8 @@ from xml.etree.ElementTree import Element
 
 from ..comparisons import Values, is_ours
 from .markup import Child, node
-from .plots import BAR, axis, captioned, colour, frame, grid, legend, marker, plot
-from .scales import Linear, LogScale, around, per_second, ticks_within
+from .plots import BAR, axis, captioned, colour, frame, grid, legend, marker, plot, scrolling
+from .scales import Linear, LogScale, around, figure, per_second, percent, ticks_within
 
 __all__ = ["Kernel", "bandwidth", "kernels", "roofline"]
 
@@ -82,22 +82,32 @@ def roofline(found: Sequence[Kernel], ceilings: Values) -> Element | None:
         text = f"{row['subject']}, {row['case']}, {row['implementation']}, {row['dtype']}: {per_second(y, 'FLOP')}"
         mark = marker(across.at(x), _HEIGHT * (1 - up.at(y) / 100), subjects[row["subject"]], text)
         drawing.append(node("g", mark, class_=colour(subjects[row["subject"]]) + ("" if is_ours(row) else " peer")))
-    table = node(
-        "details",
-        node("summary", f"the {len(known)} points"),
-        node("ul", *(node("li", _point_in_words(kernel, copy)) for kernel, _, _ in known), class_="points"),
-    )
+    listed = node("details", node("summary", f"the {len(known)} points"), _points([one for one, _, _ in known], copy))
     note = node("p", "filled: trimask; hollow: peers", class_="note")
-    return captioned("Roofline", node("div", drawing, class_="plot"), legend(subjects), note, table, class_="wide")
-
-
-def _point_in_words(kernel: Kernel, copy: float) -> str:
-    row = kernel.row
-    return (
-        f"{row['subject']}, {row['case']}, {row['implementation']}, {row['dtype']}: "
-        f"{kernel.intensity or 0:.3g} FLOP a byte, {per_second(kernel.flops_per_s or 0, 'FLOP')}, {per_second(kernel.bytes_per_s, 'B')}, "
-        f"{kernel.share(copy):.0%} of its roof"
+    return captioned(
+        "Roofline", node("div", drawing, class_="plot"), legend(subjects, markers=True), note, listed, class_="wide"
     )
+
+
+def _points(found: Sequence[Kernel], copy: float) -> Element:
+    names = ("kernel", "dtype", "FLOP a byte", "FLOP/s", "B/s", "share of its roof")
+    head = node("thead", node("tr", *(node("th", name, scope="col") for name in names)))
+    bodies = []
+    for (subject, case), group in groupby(found, key=lambda kernel: (kernel.row["subject"], kernel.row["case"])):
+        title = node("th", node("span", f"{subject}: {case}"), colspan=len(names), scope="colgroup", class_="case")
+        bodies.append(node("tbody", node("tr", title), *(_point(kernel, copy) for kernel in group)))
+    return scrolling(node("table", head, *bodies), "the points of the roofline")
+
+
+def _point(kernel: Kernel, copy: float) -> Element:
+    cells = (
+        kernel.row["dtype"],
+        figure(kernel.intensity or 0),
+        per_second(kernel.flops_per_s or 0, "FLOP"),
+        per_second(kernel.bytes_per_s, "B"),
+        percent(kernel.share(copy)),
+    )
+    return node("tr", node("th", kernel.row["implementation"], scope="row"), *(node("td", text) for text in cells))
 
 
 def _roofs(copy: float, peaks: Mapping[str, float], across: LogScale, up: LogScale) -> Element:
@@ -130,7 +140,7 @@ def bandwidth(subject: str, found: Sequence[Kernel], copy_bytes_per_s: float) ->
     ticks = [0, 0.25, 0.5, 0.75, 1] if top <= 1.3 else [0, *(x for x in ticks_within(top / 20, top, 5))]
     scale = Linear(top)
     name = f"share of a copy's {per_second(copy_bytes_per_s, 'B')}"
-    parts: list[Child] = [axis(ticks, scale, name, "%")]
+    parts: list[Child] = [axis(ticks, scale, name, shares=True)]
     for (case, dtype), group in groupby(found, key=lambda kernel: (kernel.row["case"], kernel.row["dtype"])):
         parts.append(node("h4", case, node("small", f" {dtype}")))
         parts.append(node("ul", *(_bandwidth_row(kernel, copy_bytes_per_s, ticks, scale) for kernel in group)))
@@ -145,7 +155,7 @@ def _bandwidth_row(kernel: Kernel, copy: float, ticks: Sequence[float], scale: L
         "li",
         node("span", kernel.row["implementation"], class_="name"),
         bar,
-        node("span", f"{share:.0%}", class_="figure"),
+        node("span", percent(share), class_="figure"),
         node("span", per_second(kernel.bytes_per_s, "B"), class_="time"),
         class_=f"row {'ours' if is_ours(kernel.row) else 'peer'}",
     )

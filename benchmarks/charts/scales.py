@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["Linear", "LogScale", "around", "figure", "milliseconds", "per_second", "short", "ticks_within"]
+__all__ = ["Linear", "LogScale", "around", "figure", "milliseconds", "per_second", "percent", "short", "ticks_within"]
 
 _STEPS = (1, 2, 5)
 
@@ -81,10 +81,15 @@ def milliseconds(value: float | None) -> str:
 
 def short(value: float) -> str:
     """For an axis: 0.5, 20, 100k, 2M."""
-    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+    for size, unit in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size * (1 - 1e-9):
             return f"{value / size:.3g}{unit}"
     return f"{value:.3g}"
+
+
+def percent(share: float) -> str:
+    """12 %, 0.8 %."""
+    return f"{100 * share:.0f} %" if share >= 0.0095 or not share else f"{100 * share:.1g} %"
 
 
 def per_second(value: float, unit: str) -> str:
