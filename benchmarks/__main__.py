@@ -18,12 +18,13 @@ SUBJECTS = {
     "training": "a step of training on a CPU",
     "gpu": "the ops and whole models on a GPU",
     "check": "the tests that need a GPU, then the ops and models on it, into one file",
+    "tables": "measure nothing: rewrite the tables of the documents of a checkout from its files of results",
 }
 PARTS = ("roi", "boxes", "pixels", "gradients", "models")  # of what is measured on a GPU
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one subject and print its table; 1 if an implementation was wrong, else 0."""
+    """Run one subject and print its table, or write what was measured; 1 if an implementation was wrong, else 0."""
     parser = argparse.ArgumentParser(
         "trimask.benchmarks",
         description="Speed against the peers, side by side.",
@@ -53,6 +54,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from .check import check
 
             return check(options.device, options.quick, options.only, options.json, 60 * options.minutes)
+        if options.subject == "tables":
+            from .tables import rewrite
+
+            print("\n".join(map(str, rewrite())) or "no table changed")
+            return 0
         return _measure(options)
     except ValueError as error:
         parser.error(str(error))
