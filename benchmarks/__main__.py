@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("subject", choices=SUBJECTS)
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="CPU threads (%(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows and the machine there")
-    parser.add_argument("--quick", action="store_true", help="small inputs, two rounds: a check, not a measurement")
+    parser.add_argument("--quick", action="store_true", help="small inputs, few rounds: a check, not a measurement")
     group = parser.add_argument_group("gpu, check")
     group.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: to try them without a GPU")
     parts = ("tests", *PARTS)
