@@ -212,7 +212,7 @@ def _compiled(predictor: Predictor, pictures: Sequence[Picture]) -> Call:
     if not isinstance(graph.backbone, torch._dynamo.OptimizedModule):  # the first pictures
         graph.backbone = torch.compile(graph.backbone)
     try:
-        # A trunk that is compiled in pieces has one for each of its blocks; beyond the limit they would run as they are.
+        # A trunk that is compiled in pieces has one for each of its blocks; beyond the limit they run as they are.
         with time_limit(_COMPILING), torch._dynamo.config.patch(recompile_limit=_PIECES):
             for _ in range(_WARM_UP):
                 call()
