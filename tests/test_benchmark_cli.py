@@ -67,6 +67,9 @@ def test_a_slowed_implementation_is_told_by_its_ratio() -> None:
     assert (found.row.implementation, found.rule, found.peer) == ("trimask", "interval", "torchvision")
     assert 0.35 < found.speed < 0.7
     assert judge(old, slow, 0.2).worse
+    fast_machine = results(*rows_of(torchvision=noisy(1.0, 3), trimask=noisy(1.0, 4)))
+    (found,) = judge(old, fast_machine, 0.2).slower  # in no more time than before
+    assert 0.35 < found.speed < 0.7
     back = judge(slow, old, 0.2)
     assert not back.worse
     assert [one.beyond_noise for one in back.judged] == [True]
