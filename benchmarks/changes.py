@@ -11,6 +11,8 @@ runs, in turn with ours: torchvision's where it is there, any other one else. Th
   Slower where p20 to p80 don't touch, and the median rose by as much.
 
 A peer's time is a yardstick and never judged, and no rule judges fewer than 6 rounds, which show nothing of the noise.
+Nor is anything judged that used several threads while others took the processors: threads that wait for each other
+suffer from that far more than one does, and a ratio shows it.
 """
 
 import statistics
@@ -24,6 +26,7 @@ from .results import PEER, Results, Row
 __all__ = ["Change", "Changes", "judge", "require_alike"]
 
 _FEWEST_ROUNDS = 6  # as an interval takes
+_BUSY = 1.25  # load for each core; a run before this one, with as many threads as cores, leaves no more than 1
 
 Key = tuple[str, str, str, str, str, int]
 Case = tuple[str, str, str, str, int]
@@ -59,7 +62,7 @@ class Changes:
 
     Attributes:
         judged: What was timed in both runs.
-        unjudged: New rows of ours that were timed in too few rounds, now or then.
+        unjudged: New rows of ours that were timed in too few rounds, or several threads on a busy machine, now or then.
         lost: New rows without a time that have one in the old run: wrong now, or not installed.
         only_old: Rows of the old run that the new one has not; likewise `only_new`.
         drift: The median of how much longer peers took than before; None where none was timed in both.
@@ -103,10 +106,16 @@ def judge(old: Results, new: Results, margin: float) -> Changes:
     drifts = [_p50(after[key]) / _p50(before[key]) for key in timed if not _ours(key)]
     drift = statistics.median(drifts) if drifts else None
     ours = [key for key in both if key in timed and _ours(key)]
-    few = {key for key in ours if min(before[key].rounds or 0, after[key].rounds or 0) < _FEWEST_ROUNDS}
+    busy = _busy(old) or _busy(new)
+    unjudged = {
+        key
+        for key in ours
+        if min(before[key].rounds or 0, after[key].rounds or 0) < _FEWEST_ROUNDS
+        or (busy and after[key].device == "cpu" and after[key].threads > 1)
+    }
     return Changes(
-        judged=[_judge(key, before, after, timed, drift, margin) for key in ours if key not in few],
-        unjudged=[after[key] for key in ours if key in few],
+        judged=[_judge(key, before, after, timed, drift, margin) for key in ours if key not in unjudged],
+        unjudged=[after[key] for key in ours if key in unjudged],
         lost=[after[key] for key in both if before[key].p50_ms is not None and after[key].p50_ms is None],
         only_old=[row for key, row in before.items() if key not in after],
         only_new=[row for key, row in after.items() if key not in before],
@@ -193,10 +202,24 @@ def _require_same_settings(before: Mapping[Key, Row], after: Mapping[Key, Row]) 
             )
 
 
+def _busy(results: Results) -> bool:
+    load, cores = results.environment.get("load"), results.environment.get("cores")
+    return bool(load and cores and load > _BUSY * cores)
+
+
 def _warnings(old: Results, new: Results) -> list[str]:
+    busy = [
+        "the machine was busy {}: a load of {:.1f} on {} cores".format(
+            when, results.environment["load"], results.environment["cores"]
+        )
+        for when, results in (("then", old), ("now", new))
+        if _busy(results)
+    ]
     was, now = old.environment.get("versions") or {}, new.environment.get("versions") or {}
     names = [*was, *(name for name in now if name not in was)]
-    return [f"{name}: {was.get(name)} then, {now.get(name)} now" for name in names if was.get(name) != now.get(name)]
+    return busy + [
+        f"{name}: {was.get(name)} then, {now.get(name)} now" for name in names if was.get(name) != now.get(name)
+    ]
 
 
 def _words(key: Key) -> str:

@@ -249,7 +249,10 @@ def _print(console: Console, compared: "Changes", old: Path, margin: float) -> N
             )
         console.print(table)
     for row in compared.unjudged:
-        console.print(f"too few rounds to judge: {row.subject}: {row.case}: {row.implementation}", soft_wrap=True)
+        console.print(
+            f"not judged (few rounds, or threads on a busy machine): {row.subject}: {row.case}: {row.implementation}",
+            soft_wrap=True,
+        )
     for row in compared.lost:
         word = "WRONG" if row.correct is False else "not timed"
         console.print(f"{word} now: {row.subject}: {row.case}: {row.implementation}: {row.note}", soft_wrap=True)

@@ -119,6 +119,18 @@ def test_few_rounds_are_not_judged() -> None:
     assert found.judged == []
 
 
+def test_several_threads_on_a_busy_machine_are_not_judged() -> None:
+    old, slow = (rows_of(torchvision=taking(2.0), trimask=taking(x)) for x in (1.0, 9.0))
+    several = [[replace(row, threads=2) for row in rows] for rows in (old, slow)]
+    assert judge(results(*several[0], load=2.0), results(*several[1], load=2.0), 0.2).worse
+    for loads in ((4.9, 0.5), (0.5, 4.9)):
+        found = judge(*(results(*rows, load=load) for rows, load in zip(several, loads, strict=True)), 0.2)
+        assert not found.worse
+        assert len(found.unjudged) == 1
+        assert "a load of 4.9 on 2 cores" in found.warnings[0]
+    assert judge(results(*old, load=4.9), results(*slow), 0.2).worse  # one thread waits for nobody
+
+
 def test_what_is_in_one_run_only_or_has_lost_its_time() -> None:
     a, b = rows_of(a=taking(1.0), trimask=taking(1.0)), rows_of(case="d", trimask=taking(1.0))
     wrong = replace(a[1], p20_ms=None, p50_ms=None, p80_ms=None, correct=False)
