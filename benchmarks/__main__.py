@@ -4,10 +4,11 @@ import argparse
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+
+from .threads import limit_threads
 
 __all__ = ["main"]
 
@@ -17,12 +18,13 @@ SUBJECTS = {
     "training": "a step of training on a CPU",
     "gpu": "the ops and whole models on a GPU",
     "check": "the tests that need a GPU, then the ops and models on it, into one file",
+    "tables": "measure nothing: rewrite the tables of the documents of a checkout from its files of results",
 }
 PARTS = ("roi", "boxes", "pixels", "epilogue", "gradients", "training", "models")  # of what is measured on a GPU
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one subject and print its table; 1 if an implementation was wrong, else 0."""
+    """Run one subject and print its table, or write what was measured; 1 if an implementation was wrong, else 0."""
     parser = argparse.ArgumentParser(
         "trimask.benchmarks",
         description="Speed against the peers, side by side.",
@@ -32,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("subject", choices=SUBJECTS)
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="CPU threads (%(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows and the machine there")
-    parser.add_argument("--quick", action="store_true", help="small inputs, two rounds: a check, not a measurement")
+    parser.add_argument("--quick", action="store_true", help="small inputs, few rounds: a check, not a measurement")
     group = parser.add_argument_group("gpu, check")
     group.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: to try them without a GPU")
     parts = ("tests", *PARTS)
@@ -44,9 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.threads < 1:
         parser.error(f"--threads: expected at least 1, got {options.threads}")
 
-    # OpenMP, MKL and the OpenBLAS under numpy read these when they are loaded, which is below.
-    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-        os.environ[variable] = str(options.threads)
+    limit_threads(options.threads)  # before torch is loaded, below
     if options.commit:
         os.environ["TRIMASK_COMMIT"] = options.commit
     try:
@@ -54,39 +54,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from .check import check
 
             return check(options.device, options.quick, options.only, options.json, 60 * options.minutes)
+        if options.subject == "tables":
+            from .tables import rewrite
+
+            print("\n".join(map(str, rewrite())) or "no table changed")
+            return 0
         return _measure(options)
     except ValueError as error:
         parser.error(str(error))
 
 
 def _measure(options: argparse.Namespace) -> int:
+    import torch
     from rich.console import Console
 
-    from .harness import environment, report, write_json
+    from .measuring import measure
 
-    console = Console()
-    facts: dict[str, Any] = {"environment": environment()}
-    rows: list[Any] = []
-    for group in _groups(options, facts):
-        console.print(report(group), "")
-        rows += group
-        if options.json:  # each time, so that a run that is stopped leaves what it has
-            write_json(options.json, rows, facts)
-    for name, value in facts["environment"].items():
-        console.print(f"{name}: {value}", highlight=False, soft_wrap=True)
-    if options.json:
-        write_json(options.json, rows, facts)
-    return int(any(row.correct is False for row in rows))
+    torch.set_num_threads(options.threads)
+    facts: dict[str, Any] = {}
+    _, status = measure(_groups(options, facts), facts, options.json, Console())
+    return status
 
 
 def _groups(options: argparse.Namespace, facts: dict[str, Any]) -> Iterator[Any]:
-    """The rows of each case; what was measured of a GPU goes into the facts."""
+    """The rows of each case; what was measured of the device goes into the facts."""
+    from .measuring import above_floors, with_ceilings
+
     bench = import_module(f".bench_{options.subject}", __package__)
     if options.subject != "gpu":
-        yield from bench.run(options.threads, options.quick)
+        clock = with_ceilings("cpu", options.quick, facts)
+        yield from above_floors(bench.run(options.threads, options.quick), clock)
         return
-    clock, ceilings = bench.start(options.device, options.quick)
-    facts |= {"ceilings": asdict(ceilings), "finished": False}
+    clock = with_ceilings(options.device, options.quick, facts)
+    facts["finished"] = False
     yield from bench.run(clock, options.quick, [part for part in PARTS if part in options.only], 60 * options.minutes)
     facts["finished"] = True
 

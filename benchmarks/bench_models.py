@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from ..engine.inference.predictor import Predictor
 from ..engine.model.checkpoints import load_model
 from ..engine.model.mask_rcnn import MaskRCNN
+from .device import has_bfloat16
 from .fresh import in_its_own_process
 from .harness import Row, WallClock, compare, optional
 from .matching import BFLOAT16, Found, disagreement, summary
@@ -65,7 +66,7 @@ def run(threads: int, quick: bool) -> Iterator[list[Row]]:
     if optional("skimage.data") is None:
         raise ImportError("models: expected scikit-image, whose sample portrait is the input; pip install scikit-image")
     for case in (replace(CASES[0], step=2),) if quick else CASES:
-        yield _rows(case, rounds=2 if quick else 15 if case.model == "people" else 5, threads=threads)
+        yield _rows(case, rounds=2 if quick else 15 if case.model == "people" else 7, threads=threads)
 
 
 def _rows(case: Case, rounds: int, threads: int) -> list[Row]:
@@ -97,11 +98,6 @@ def _in_bfloat16(case: Case, exact: Call, rounded: Call, rounds: int, threads: i
     apart, share = summary(exact(), rounded())
     note = f"scores at most {apart:.4f} from float32's, {share:.0%} found again"
     return [replace(row, note="; ".join(filter(None, [row.note, note])))]
-
-
-def has_bfloat16() -> bool:
-    """Whether the processor multiplies in it; elsewhere it is emulated, and slow."""
-    return bool(torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _load(model: str, sample: str, size: tuple[int, int] | None, step: int) -> tuple[MaskRCNN, Picture]:

@@ -1,6 +1,13 @@
-"""The ops of `trimask.kernels` on a CPU against what they replace, on inputs of the size that COCO pictures give."""
+"""The ops of `trimask.kernels` on a CPU against what they replace, on the inputs of `cases`.
 
-from collections.abc import Iterator
+An op of ours is named "trimask"; what runs on a GPU alone is listed. The plain reference of the tests, an element at a
+time, takes part where that is a matter of seconds.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,116 +16,280 @@ from torch import Tensor
 from ..kernels.cpu.masks import encode_runs
 from ..kernels.paste_rule import PasteRule
 from ..kernels.pasting import paste_masks
+from ..kernels.reference import masks as reference_masks
+from ..kernels.reference import roi_pooling as reference_pooling
+from ..kernels.reference import suppression as reference_suppression
 from ..kernels.rle import masks_to_rle
 from ..kernels.roi_pooling import pyramid_roi_align
 from ..kernels.suppression import nms, segmented_nms
-from .harness import Row, compare, optional
-from .inputs import SIZE, STRIDES, kinds_of_boxes, proposals, smooth_masks
+from . import cases
+from .comparison import NEEDS_A_GPU, Comparison, affordable, bounded
+from .gpu_roi import _pixels_under
+from .harness import Row, optional
+from .inputs import STRIDES
 
-__all__ = ["run"]
+__all__ = ["MINUTES", "comparisons", "run"]
 
 ops = optional("torchvision.ops")
 roi_heads = optional("torchvision.models.detection.roi_heads")
 coco = optional("pycocotools.mask")
 
+MINUTES = 15.0
+SHORT = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: "float32", torch.float64: "float64"}
+REFERENCE = "plain torch reference"
+TRITON = "trimask, Triton"
+TOO_SLOW = "left out: an element at a time"
+MOST_OF_REFERENCE = {"RoIs x channels": 200, "boxes": 2000, "pixels": 20_000_000}
+RUN_CAPACITY = 8192  # runs of a mask: two a column of the largest picture fit
 
-def run(threads: int, quick: bool) -> Iterator[list[Row]]:
+Planned = tuple[str, float, Callable[[], Iterable[Comparison]]]
+
+
+def run(threads: int, quick: bool, minutes: float = MINUTES) -> Iterator[list[Row]]:
     """The rows of each case as soon as it is done; `quick` is small and shows that everything runs, no more."""
-    yield _roi_align(threads, quick)
-    for count in (150,) if quick else (100, 1000, 2000):
-        for kind, boxes in kinds_of_boxes(count).items():
-            for max_keep in sorted({count, 100}, reverse=True):
-                yield _nms(kind, boxes, max_keep, threads, quick)
-    yield _paste(threads, quick)
-    yield _run_lengths(threads, quick)
+    yield from bounded(_planned(quick), threads, quick, 60 * minutes)
 
 
-def _roi_align(threads: int, quick: bool) -> list[Row]:
-    rng = torch.Generator().manual_seed(0)
-    height, width, channels, count = (160, 192, 16, 50) if quick else (800, 1344, 256, 1000)
-    planar = [torch.randn(1, channels, height // s, width // s, generator=rng) for s in STRIDES]
+def comparisons(quick: bool) -> Iterator[Comparison]:
+    """All of them, made when they are asked for."""
+    for _, _, make in _planned(quick):
+        yield from make()
+
+
+def _planned(quick: bool) -> Iterator[Planned]:
+    for case in cases.roi_align_cases(quick):
+        yield f"roi_align: {case.name}", case.seconds, partial(_each, _roi_align, case)
+    for nms_case in cases.nms_cases(quick):
+        name = f"nms: {nms_case.count} {nms_case.density}"
+        yield name, nms_case.seconds, partial(_each, _nms, nms_case)
+    for level_case in cases.level_cases(quick):
+        yield f"nms: levels of {level_case.recorded}", level_case.seconds, partial(_each, _levels, level_case)
+    for detection_case in cases.detection_cases(quick):
+        yield "nms: detections", detection_case.seconds, partial(_each, _detections, detection_case)
+    for make in (_paste, _run_lengths):
+        for mask_case in cases.mask_cases(quick):
+            subject = {_paste: "paste_masks", _run_lengths: "masks_to_rle"}[make]
+            cost = mask_case.seconds if _fits(mask_case) else 0.05 * mask_case.seconds  # ours alone
+            yield f"{subject}: {mask_case.name}", cost, partial(_each, make, mask_case)
+
+
+def _fits(case: cases.MaskCase) -> bool:
+    """Whether there is memory for the peers' masks."""
+    return not affordable(12 * case.pixels)
+
+
+def _each(make: Callable[[Any], Comparison], case: Any) -> Iterator[Comparison]:
+    yield make(case)
+
+
+def _roi_align(case: cases.RoIAlignCase) -> Comparison:
+    planar, boxes, padded = case.features(), case.boxes(), case.padded
     last = [feature.to(memory_format=torch.channels_last) for feature in planar]
-    boxes = proposals(count, rng, count, 0.1, (height, width))
-    # The bound that the tests hold float32 to, of float64.
-    tolerance = torch.finfo(torch.float32).eps * width / STRIDES[0] * max(float(f.abs().max()) for f in planar)
+    # Twice what one side may be off from float64: a coordinate, at float32's precision, and the dtype's rounding.
+    place = torch.finfo(torch.float32).eps * padded[1] / STRIDES[0]
+    rounding = torch.finfo(case.dtype).eps * (case.dtype in (torch.float16, torch.bfloat16))
+    largest = max(float(feature.abs().max()) for feature in planar)
+    tolerance = (place if case.dtype.itemsize > 2 else 2 * (place + rounding)) * largest
 
     def trimask(features: list[Tensor]) -> Tensor:
-        return pyramid_roi_align(features, boxes[None], STRIDES, 7, sampling_ratio=2, aligned=False)[0]
+        ratio, output = case.sampling_ratio, case.output
+        return pyramid_roi_align(features, boxes[None], STRIDES, output, sampling_ratio=ratio, aligned=False)[0]
 
-    def torchvision() -> Tensor:
-        pool = ops.MultiScaleRoIAlign(["0", "1", "2", "3"], 7, 2)
-        return pool({str(level): feature for level, feature in enumerate(planar)}, [boxes], [(height, width)])
+    def torchvision(features: list[Tensor]) -> Tensor:
+        pool = ops.MultiScaleRoIAlign(["0", "1", "2", "3"], case.output, case.sampling_ratio)
+        levels = {str(level): feature for level, feature in enumerate(features)}
+        return pool(levels, [boxes.to(case.dtype)], [padded])
+
+    def reference() -> Tensor:
+        output = (case.output, case.output)
+        ratio = case.sampling_ratio
+        pool = reference_pooling.pyramid_roi_align
+        return pool(planar, boxes[None], STRIDES, output, sampling_ratio=ratio, aligned=False)[0]
+
+    def off(expected: Tensor, got: Tensor) -> Tensor:
+        return (expected.double() - got.double()).abs()
 
     def disagreement(expected: Tensor, got: Tensor) -> str:
-        error = float((expected - got).abs().max())
+        error = float(off(expected, got).max())
         return "" if error <= tolerance else f"off by {error:.1e}, more than {tolerance:.1e}"
 
-    implementations = {
-        "torchvision": torchvision if ops else None,
+    def near(expected: Tensor, got: Tensor) -> str:
+        """In half precision torchvision's coordinates are off by up to half a pixel, which moves every value."""
+        error = float(off(expected, got).mean())
+        half = case.dtype.itemsize == 2
+        return disagreement(expected, got) if not half else "" if error <= 0.1 else f"off by {error:.1e} on average"
+
+    few = case.count * case.channels <= MOST_OF_REFERENCE["RoIs x channels"]
+    exact = case.dtype.itemsize > 2  # torchvision is no standard in half precision: ours are held to each other
+    ours = {
         "trimask, NCHW": lambda: trimask(planar),
         "trimask, channels_last": lambda: trimask(last),
     }
-    case = f"{count} RoIs x {channels} x 7 x 7, P2..P5 of {height} x {width}"
-    return compare("roi_align", case, implementations, disagreement, rounds=2 if quick else 9, threads=threads)
+    theirs = {
+        "torchvision": (lambda: torchvision(planar)) if ops else None,
+        "torchvision, channels_last": (lambda: torchvision(last)) if ops else None,
+    }
+    implementations = {**theirs, **ours} if exact else {**ours, **theirs}
+    if few:
+        implementations[REFERENCE] = reference
+    absent = {TRITON: NEEDS_A_GPU} | ({} if few else {REFERENCE: TOO_SLOW})
+    names = {"count": "RoIs", "channels": "channels", "output": "pool"}
+    variable = {names[case.varied]: float(getattr(case, case.varied))} if case.varied else None
+    dtype = SHORT[case.dtype]
+    return Comparison(
+        "roi_align",
+        case.name,
+        implementations,
+        disagreement,
+        near=near,
+        dtype=dtype,
+        absent=absent,
+        least_bytes=(_pixels_under(boxes[None], padded) + case.count * case.output**2)
+        * case.channels
+        * case.dtype.itemsize,
+        operations=case.operations,
+        variable=variable,
+    )
 
 
-def _nms(kind: str, boxes: Tensor, max_keep: int, threads: int, quick: bool) -> list[Row]:
-    count = len(boxes)
-    scores = torch.rand(count, generator=torch.Generator().manual_seed(1))
+def _nms(case: cases.NMSCase) -> Comparison:
+    boxes, scores = case.boxes(), case.scores()
 
-    def trimask() -> Tensor:
-        if max_keep == count:
-            return nms(boxes, scores, 0.7)
-        keep, found = segmented_nms(boxes[None], scores[None], 0.7, max_keep)
+    def segmented(function: Callable[..., tuple[Tensor, Tensor]]) -> Tensor:
+        keep, found = function(boxes[None], scores[None], case.iou_threshold, case.kept or case.count)
         return keep[0, : found.item()]
+
+    def torchvision() -> Tensor:
+        return ops.nms(boxes, scores, case.iou_threshold)[: case.kept]
 
     def disagreement(expected: Tensor, got: Tensor) -> str:
         return "" if torch.equal(expected, got) else f"other indices: {len(got)} kept instead of {len(expected)}"
 
-    implementations = {
-        "torchvision": (lambda: ops.nms(boxes, scores, 0.7)[:max_keep]) if ops else None,
-        "trimask": trimask,
+    few = case.count <= MOST_OF_REFERENCE["boxes"]
+    whole = partial(nms, boxes, scores, case.iou_threshold)
+    implementations: dict[str, Any] = {
+        "torchvision": torchvision if ops else None,
+        "trimask": whole if case.kept is None else partial(segmented, segmented_nms),
     }
-    case = f"{count} {kind}, {len(nms(boxes, scores, 0.7))} survive, {'all' if max_keep == count else max_keep} kept"
-    return compare("nms", case, implementations, disagreement, rounds=2 if quick else 31, threads=threads)
+    if few:
+        implementations[REFERENCE] = partial(segmented, reference_suppression.segmented_nms)
+    absent = {TRITON: NEEDS_A_GPU, "conch": NEEDS_A_GPU} | ({} if few else {REFERENCE: TOO_SLOW})
+    name = f"{case.count} {case.density}, {len(whole())} survive, {case.kept or 'all'} kept"
+    variable = None if case.kept else {"boxes": float(case.count)}
+    return Comparison("nms", name, implementations, disagreement, absent=absent, variable=variable)
 
 
-def _masks(quick: bool) -> tuple[Tensor, Tensor, tuple[int, int]]:
-    """Masks `[N, 28, 28]`, their boxes, and the picture's height and width."""
-    count, size = (10, (80, 133)) if quick else (100, SIZE)
-    return *smooth_masks(count, size), size
+def _same_sets(expected: list[Tensor], got: list[Tensor], allowed: float) -> str:
+    """Of each segment the same boxes: equal scores may come in any order."""
+    pairs = list(zip(expected, got, strict=True))
+    wrong = sum(len(set(a.tolist()) ^ set(b.tolist())) for a, b in pairs)
+    total = sum(len(a) for a, _ in pairs)
+    return "" if wrong <= allowed * total else f"{wrong} of {total} boxes differ"
+
+
+def _levels(case: cases.LevelCase) -> Comparison:
+    seen = cases.recording(case.recorded)
+    boxes, scores = seen.level_boxes, seen.level_scores
+    there = (scores > -torch.inf).flatten()
+    rows = torch.arange(len(there))[there]
+    flat, flat_scores, level = boxes.flatten(0, 1)[there], scores.flatten()[there], rows // scores.shape[1]
+
+    def segmented(function: Callable[..., tuple[Tensor, Tensor]]) -> list[Tensor]:
+        options = {"score_threshold": -torch.inf}
+        keep, found = function(boxes, scores, case.iou_threshold, scores.shape[1], **options)
+        return [row[:n] for row, n in zip(keep, found.tolist(), strict=True)]
+
+    def torchvision() -> Tensor:
+        return ops.batched_nms(flat, flat_scores, level, case.iou_threshold)
+
+    def by_level(found: Any) -> list[Tensor]:
+        if isinstance(found, list):
+            return found
+        row = rows[found]
+        return [row[row // scores.shape[1] == s] % scores.shape[1] for s in range(len(scores))]
+
+    def disagreement(expected: Any, got: Any) -> str:
+        return _same_sets(by_level(expected), by_level(got), 0)
+
+    implementations = {
+        "torchvision": torchvision if ops else None,
+        "trimask": partial(segmented, segmented_nms),
+        REFERENCE: partial(segmented, reference_suppression.segmented_nms),
+    }
+    absent = {TRITON: NEEDS_A_GPU, "conch": NEEDS_A_GPU}
+    name = f"5 levels of {case.recorded}, {int(there.sum())} anchors, each level by itself"
+    return Comparison("nms", name, implementations, disagreement, absent=absent)
+
+
+def _detections(case: cases.DetectionCase) -> Comparison:
+    boxes, scores, labels = case.candidates()
+
+    def segmented(function: Callable[..., tuple[Tensor, Tensor]]) -> list[Tensor]:
+        limits = {"labels": labels[None], "score_threshold": case.score_threshold}
+        keep, found = function(boxes[None], scores[None], case.iou_threshold, case.kept, **limits)
+        return [keep[0, : found.item()]]
+
+    def torchvision() -> list[Tensor]:
+        above = (scores > case.score_threshold).nonzero()[:, 0]
+        kept = ops.batched_nms(boxes[above], scores[above], labels[above], case.iou_threshold)
+        return [above[kept[: case.kept]]]
+
+    classes, above = int(labels.max()) + 1, int((scores > case.score_threshold).sum())
+    few = len(scores) <= MOST_OF_REFERENCE["boxes"]
+    implementations: dict[str, Any] = {
+        "torchvision": torchvision if ops else None,
+        "trimask": partial(segmented, segmented_nms),
+    }
+    if few:
+        implementations[REFERENCE] = partial(segmented, reference_suppression.segmented_nms)
+    absent = {TRITON: NEEDS_A_GPU} | ({} if few else {REFERENCE: TOO_SLOW})
+    of = f" of {case.recorded}" if case.recorded else ""
+    name = (
+        f"detections{of}: {len(scores) // classes} proposals x {classes} classes, {above} above {case.score_threshold}"
+    )
+    return Comparison("nms", name, implementations, partial(_same_sets, allowed=0), absent=absent)
 
 
 def torchvision_paste(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
     return roi_heads.paste_masks_in_image(masks[:, None], boxes, size)[:, 0] > 0.5
 
 
-def _paste(threads: int, quick: bool) -> list[Row]:
-    masks, boxes, size = _masks(quick)
+def _paste(case: cases.MaskCase) -> Comparison:
+    masks, boxes, size = case.masks()
 
     def disagreement(expected: Tensor, got: Tensor) -> str:
-        worst = int((expected != got).sum((1, 2)).max())
+        worst = max(int((a != b).sum()) for a, b in zip(expected, got, strict=True))
         # A pixel whose value is the threshold, but for rounding, may go either way.
         return "" if worst <= 2 else f"{worst} pixels of a mask differ"
 
-    implementations = {
-        "torchvision": (lambda: torchvision_paste(masks, boxes, size)) if roi_heads else None,
-        "trimask": lambda: paste_masks(masks, boxes, size, rule=PasteRule.TORCHVISION),
+    offers: dict[str, tuple[Any, str]] = {
+        "torchvision": (
+            partial(torchvision_paste, masks, boxes, size) if roi_heads else None,
+            affordable(10 * case.pixels),  # in float32, twice while they are stacked
+        ),
+        "trimask": (partial(paste_masks, masks, boxes, size, rule=PasteRule.TORCHVISION), affordable(2 * case.pixels)),
+        REFERENCE: (
+            partial(reference_masks.paste_masks, masks, boxes, size, rule=PasteRule.TORCHVISION),
+            "" if case.pixels <= MOST_OF_REFERENCE["pixels"] else TOO_SLOW,
+        ),
+        TRITON: (None, NEEDS_A_GPU),
     }
-    case = f"{len(masks)} masks to {size[0]} x {size[1]}"
-    return compare("paste_masks", case, implementations, disagreement, rounds=2 if quick else 9, threads=threads)
+    return replace(_with_offers("paste_masks", case, case.name, offers, disagreement), least_bytes=case.pixels)
 
 
-def _run_lengths(threads: int, quick: bool) -> list[Row]:
-    masks, boxes, size = _masks(quick)
-    dense = paste_masks(masks, boxes, size, rule=PasteRule.TORCHVISION).byte().numpy()  # [N, H, W], rows first
+def _run_lengths(case: cases.MaskCase) -> Comparison:
+    masks, boxes, size = case.masks()
+    too_large = affordable(4 * case.pixels)
+    dense = np.empty((0, *size), np.uint8)
+    if not too_large:
+        dense = paste_masks(masks, boxes, size, rule=PasteRule.TORCHVISION).byte().numpy()  # [N, H, W], rows first
     columns_first = np.asfortranarray(dense.transpose(1, 2, 0))  # [H, W, N], as pycocotools wants them
 
     def pycocotools() -> list[bytes]:
         return [coco.encode(np.asfortranarray(mask))["counts"] for mask in dense]
 
     def trimask() -> list[bytes]:
-        runs, lengths = masks_to_rle(masks, boxes, size, rule=PasteRule.TORCHVISION, capacity=4096)
+        runs, lengths = masks_to_rle(masks, boxes, size, rule=PasteRule.TORCHVISION, capacity=RUN_CAPACITY)
         return [encode_runs(row[:n]).encode() for row, n in zip(runs.numpy(), lengths.tolist(), strict=True)]
 
     def torchvision() -> list[bytes]:
@@ -129,11 +300,26 @@ def _run_lengths(threads: int, quick: bool) -> list[Row]:
         differing = sum(a != b for a, b in zip(expected, got, strict=True))
         return f"{differing} of {len(expected)} strings differ" if differing else ""
 
-    implementations = {
-        "pycocotools, dense masks": pycocotools if coco else None,
-        "pycocotools, columns first": (lambda: [r["counts"] for r in coco.encode(columns_first)]) if coco else None,
-        "torchvision": torchvision if coco and roi_heads else None,
-        "trimask": trimask,
+    offers: dict[str, tuple[Any, str]] = {
+        "pycocotools, dense masks": (pycocotools if coco else None, too_large),
+        "pycocotools, columns first": (
+            (lambda: [r["counts"] for r in coco.encode(columns_first)]) if coco else None,
+            too_large,
+        ),
+        "torchvision": (torchvision if coco and roi_heads else None, affordable(12 * case.pixels)),
+        "trimask": (trimask, ""),
+        TRITON: (None, NEEDS_A_GPU),
     }
-    case = f"{len(masks)} masks of {size[0]} x {size[1]} to COCO strings; torchvision's by pycocotools"
-    return compare("masks_to_rle", case, implementations, disagreement, rounds=2 if quick else 9, threads=threads)
+    name = f"{case.name}, to COCO strings; torchvision's by pycocotools"
+    return _with_offers("masks_to_rle", case, name, offers, disagreement)
+
+
+def _with_offers(
+    subject: str, case: cases.MaskCase, name: str, offers: dict[str, tuple[Any, str]], disagreement: Callable[..., str]
+) -> Comparison:
+    """Of implementations with reasons against them, or ""."""
+    implementations = {offer: call for offer, (call, reason) in offers.items() if not reason}
+    absent = {offer: reason for offer, (_, reason) in offers.items() if reason}
+    values = {"": None, "count": {"masks": float(case.count)}, "size": {"pixels": float(case.size[0] * case.size[1])}}
+    variable = values[case.varied]
+    return Comparison(subject, name, implementations, disagreement, absent=absent, variable=variable)

@@ -19,7 +19,17 @@ from ..engine.model.matching import ANCHORS, OBJECTS, PROPOSALS, draw
 from .harness import Row, compare, optional
 from .networks import photographs, random_resnet, torchvision_twin
 
-__all__ = ["TERMS", "Case", "SeededSampler", "make_steps", "relative_disagreement", "run", "same_samples"]
+__all__ = [
+    "TERMS",
+    "Case",
+    "SeededSampler",
+    "make_steps",
+    "relative_disagreement",
+    "run",
+    "same_samples",
+    "torchvision_step",
+    "trimask_step",
+]
 
 CPU = torch.device("cpu")
 TERMS = {  # of torchvision's losses
@@ -33,6 +43,8 @@ TERMS = {  # of torchvision's losses
 # other samples are drawn, at random as before; in float64 the terms agree to rounding.
 TOLERANCE = 1e-2
 OBJECTS_EACH = 8  # in a picture
+
+Step = Callable[[], dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -96,46 +108,66 @@ def same_samples(twin: Any, config: LossConfig, seeds: Tensor, objects: Sequence
     twin.roi_heads.fg_bg_sampler = SeededSampler(seeds, config.roi_samples, config.roi_positive, PROPOSALS, objects)
 
 
-def make_steps(
-    case: Case, device: torch.device = CPU, autocast: torch.dtype | None = None
-) -> dict[str, Callable[[], dict[str, Tensor]] | None]:
+def make_steps(case: Case, device: torch.device = CPU, autocast: torch.dtype | None = None) -> dict[str, Step | None]:
     """A step of torchvision's training and one of ours, which give the terms of the loss.
 
     Args:
         device: where they run; on a GPU torchvision's also with its weights in channels_last memory.
         autocast: the lower precision of what autocast lowers.
     """
-    source = load_model("people") if case.model == "people" else random_resnet(int(case.model))
+    steps = {"torchvision": torchvision_step(case, device, autocast)}
+    if device.type == "cuda":
+        steps["torchvision, channels_last"] = torchvision_step(case, device, autocast, torch.channels_last)
+    return steps | {"trimask": trimask_step(case, device, autocast)}
+
+
+def _source(case: Case) -> MaskRCNN:
+    return load_model("people") if case.model == "people" else random_resnet(int(case.model))
+
+
+def _batch(case: Case, device: torch.device) -> tuple[Tensor, Tensor, Targets]:
+    """Pictures float32 [B, 3, H, W] in 0..255, the seeds of their samples int64 [B], and their objects."""
     image = torch.stack([torch.from_numpy(x) for x in photographs(case.size, case.batch)]).permute(0, 3, 1, 2).float()
     image = image.to(device, memory_format=torch.channels_last)
-    sizes, seeds = torch.tensor([case.size] * case.batch).to(device), torch.arange(case.batch).to(device)
-    targets, config = _ellipses(case, device), LossConfig.TORCHVISION
-    assert targets.masks is not None
+    return image, torch.arange(case.batch).to(device), _ellipses(case, device)
+
+
+def trimask_step(case: Case, device: torch.device = CPU, autocast: torch.dtype | None = None) -> Step:
+    """Our step, ready to be called: it gives the terms of the loss."""
+    image, seeds, targets = _batch(case, device)
+    sizes = torch.tensor([case.size] * case.batch).to(device)
+    model = _learning(_source(case)).to(device)
+    ours = partial(losses, model, image, sizes, targets, LossConfig.TORCHVISION, seeds=seeds)
+    return _step(model, ours, device, autocast)
+
+
+def torchvision_step(
+    case: Case,
+    device: torch.device = CPU,
+    autocast: torch.dtype | None = None,
+    memory_format: torch.memory_format = torch.contiguous_format,
+) -> Step | None:
+    """The same with torchvision's model; None where it is not installed."""
     torchvision = optional("torchvision")
-    steps: dict[str, Callable[[], dict[str, Tensor]] | None] = {"torchvision": None}
-    if torchvision is not None:
-        images = list((image / 255).contiguous())
-        objects = [
-            {"boxes": boxes, "labels": labels + 1, "masks": masks}
-            for boxes, labels, masks in zip(targets.boxes, targets.labels, targets.masks, strict=True)
-        ]
-        formats = {"torchvision": torch.contiguous_format}
-        if device.type == "cuda":
-            formats["torchvision, channels_last"] = torch.channels_last
-        for name, memory_format in formats.items():
-            twin: Any = torchvision_twin(torchvision, source, source.config).train().requires_grad_(True)
-            twin.transform._skip_resize = True
-            same_samples(twin, config, seeds, [OBJECTS_EACH] * case.batch)
-            twin = twin.to(device, memory_format=memory_format)
-            steps[name] = _step(twin, partial(_their_terms, twin, images, objects), device, autocast)
-    model = _learning(source).to(device)
-    ours = partial(losses, model, image, sizes, targets, config, seeds=seeds)
-    return steps | {"trimask": _step(model, ours, device, autocast)}
+    if torchvision is None:
+        return None
+    (image, seeds, targets), source = _batch(case, device), _source(case)
+    assert targets.masks is not None
+    twin: Any = torchvision_twin(torchvision, source, source.config).train().requires_grad_(True)
+    twin.transform._skip_resize = True
+    same_samples(twin, LossConfig.TORCHVISION, seeds, [OBJECTS_EACH] * case.batch)
+    twin = twin.to(device, memory_format=memory_format)
+    images = list((image / 255).contiguous())
+    objects = [
+        {"boxes": boxes, "labels": labels + 1, "masks": masks}
+        for boxes, labels, masks in zip(targets.boxes, targets.labels, targets.masks, strict=True)
+    ]
 
+    def terms() -> dict[str, Tensor]:
+        found = twin(images, objects)
+        return {name: found[term] for name, term in TERMS.items()}
 
-def _their_terms(twin: Any, images: list[Tensor], objects: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    found = twin(images, objects)
-    return {name: found[term] for name, term in TERMS.items()}
+    return _step(twin, terms, device, autocast)
 
 
 def _learning(model: MaskRCNN) -> MaskRCNN:
@@ -148,7 +180,7 @@ def _learning(model: MaskRCNN) -> MaskRCNN:
 
 def _step(
     model: nn.Module, terms: Callable[[], dict[str, Tensor]], device: torch.device, autocast: torch.dtype | None
-) -> Callable[[], dict[str, Tensor]]:
+) -> Step:
     """At a learning rate of 0: each call does the same work."""
     parameters = [x for x in model.parameters() if x.requires_grad]
     optimizer = torch.optim.SGD(parameters, lr=0.0, momentum=0.9, fused=device.type == "cuda" or None)

@@ -18,7 +18,8 @@ from rich.console import Console
 
 from .bench_gpu import require
 from .gpu_tests import Outcomes, run_tests
-from .harness import environment, write_text
+from .machine import environment
+from .results import write_json, write_text
 
 __all__ = ["Outcomes", "check"]
 
@@ -117,7 +118,7 @@ def _needs_gpu(file: Path) -> bool:
 
 
 def _write(path: Path, results: dict[str, Any]) -> None:
-    write_text(path, json.dumps(results, indent=1, allow_nan=False))
+    write_json(path, results["rows"], results)
 
 
 def _slug(name: str) -> str:

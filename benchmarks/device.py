@@ -10,9 +10,10 @@ import os
 import statistics
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import cycle, islice
 from typing import Any
 from unittest import mock
@@ -22,13 +23,26 @@ from torch import Tensor
 
 from .harness import Call, Clock, Disagreement, Implementations, Row, Sampler, Samplers, compare
 
-__all__ = ["Bench", "Ceilings", "DeviceClock", "copies", "measure_ceilings", "plain_torch", "precision", "waits"]
+__all__ = [
+    "Bench",
+    "Ceilings",
+    "DeviceClock",
+    "copies",
+    "has_bfloat16",
+    "measure_ceilings",
+    "plain_torch",
+    "precision",
+    "waits",
+]
 
 _SAMPLE = 2e-3  # seconds of calls in a sample, where they are short
 _MOST_CALLS = 200  # in a sample
 _CACHES = 3  # the copies of the input are this many times as large as the L2 cache
 _MOST_COPIES = 16
 _LARGE = 2 << 30  # bytes of a copy that measures the bandwidth: far above any cache
+_LARGE_ON_CPU = 256 << 20
+_SIDE, _SIDE_ON_CPU = 8192, 1024  # of matrices whose product shows what the device computes at best
+_QUICK = 4  # times shorter in a quick run
 _ROUNDS = 21
 _SECONDS = 3.0  # for a case
 _LONGEST_CASE = 25.0  # seconds, of a whole model: its making, its warm-up, and the same of its peers
@@ -158,18 +172,29 @@ class Ceilings:
     Attributes:
         copy_bytes_per_s: Bytes read plus bytes written in a second by a large copy, ``2 * size / time``.
         fill_bytes_per_s: Bytes written in a second where nothing is read, ``size / time``.
-        launch_ms: A kernel that does next to nothing, among others of its kind in a graph.
+        launch_ms: A kernel that does next to nothing, among others of its kind in a graph; on a CPU the call of an op.
+        matrix_flops_per_s: Operations a second of a product of large square matrices, two for each multiply-add, by
+            dtype; "tf32" is float32 that may round to it.
     """
 
     copy_bytes_per_s: float
     fill_bytes_per_s: float
     launch_ms: float
+    matrix_flops_per_s: dict[str, float]
 
 
-def measure_ceilings(clock: Clock, size: int = _LARGE) -> Ceilings:
-    """Measure with tensors of `size` bytes, or of a quarter of the device's free memory if that is less."""
-    if clock.device == "cuda":
-        size = min(size, torch.cuda.mem_get_info()[0] // 4)
+def measure_ceilings(clock: Clock, size: int | None = None) -> Ceilings:
+    """Measure with the threads that torch may use now.
+
+    Args:
+        clock: Of the device.
+        size: Bytes of the tensors that are copied, where a quarter of a GPU's free memory is not less; by default far
+            above what caches hold. Small ones, for a quick run, also make for small matrices.
+    """
+    cuda = clock.device == "cuda"
+    large = _LARGE if cuda else _LARGE_ON_CPU
+    side = (_SIDE if cuda else _SIDE_ON_CPU) // (1 if size is None or size >= large else _QUICK)
+    size = min(size or large, torch.cuda.mem_get_info()[0] // 4) if cuda else size or large
     source = torch.ones(size // 4, device=clock.device)
     target = torch.empty_like(source)
     one = torch.zeros(1, device=clock.device)
@@ -186,7 +211,36 @@ def measure_ceilings(clock: Clock, size: int = _LARGE) -> Ceilings:
         copy_bytes_per_s=2 * size / copying,
         fill_bytes_per_s=size / median(target.zero_),
         launch_ms=1e3 * median(lambda: one.add_(1)),
+        matrix_flops_per_s={
+            dtype: 2 * side**3 / seconds for dtype, seconds in _products(clock.device, side, median).items()
+        },
     )
+
+
+def has_bfloat16() -> bool:
+    """Whether the processor multiplies in it; elsewhere it is emulated, and slow."""
+    return bool(torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def _products(device: str, side: int, median: Callable[[Call], float]) -> dict[str, float]:
+    """Seconds of a product of square matrices, in every precision that the device is made for."""
+    dtypes = {"float32": torch.float32}
+    if device == "cuda":
+        dtypes |= {"tf32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+    elif has_bfloat16():
+        dtypes |= {"bfloat16": torch.bfloat16}
+    found = {}
+    matmul = torch.backends.cuda.matmul
+    before = matmul.allow_tf32
+    try:
+        for name, dtype in dtypes.items():
+            matmul.allow_tf32 = name == "tf32"
+            a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+            out = torch.empty_like(a)
+            found[name] = median(partial(torch.mm, a, b, out=out))
+    finally:
+        matmul.allow_tf32 = before
+    return found
 
 
 @dataclass(frozen=True)

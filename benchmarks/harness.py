@@ -6,28 +6,17 @@ and `DeviceClock` for GPUs.
 """
 
 import importlib
-import importlib.metadata
-import json
 import math
-import os
-import platform
-import re
 import statistics
-import subprocess
 import time
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from datetime import datetime, timezone
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import cycle
-from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import torch
-from rich.console import Group
-from rich.table import Table
-from rich.text import Text
 
-from ..engine.model.files import write_whole
+from .results import PEER, Row
 
 __all__ = [
     "Call",
@@ -39,75 +28,23 @@ __all__ = [
     "Samplers",
     "WallClock",
     "compare",
-    "environment",
     "failed",
+    "interval",
     "optional",
-    "report",
-    "write_json",
-    "write_text",
 ]
 
 OURS = "trimask"  # how the names of our implementations begin
-_PEER = "torchvision"
 _SHORTEST_SAMPLE = 2e-3  # seconds; what is shorter is called several times in a row for one sample
 _FEWEST_ROUNDS = 3  # however long they take
+_CONFIDENCE = 0.95  # of intervals
 _LONGEST_NOTE = 500  # characters
 _MAIN = "main"
-_ROOT = Path(__file__).resolve().parents[1]
-_PACKAGES = ("torch", "torchvision", "triton", "numpy", "pycocotools", "conch-triton-kernels")
 
 Call = Callable[[], Any]
 Implementations = Mapping[str, Call | Sequence[Call] | None]
 Sampler = Callable[[], float]  # takes one sample: seconds a call
 Disagreement = Callable[[Any, Any], str]
 _Key = TypeVar("_Key", bound=Hashable)
-
-
-@dataclass(frozen=True)
-class Row:
-    """One implementation in one case.
-
-    Attributes:
-        p20_ms: A fifth of the samples took less; None where nothing was timed. Likewise `p50_ms` and `p80_ms`.
-        correct: Whether the output agreed; None where there was none, or nothing to compare it with.
-        ratio_to_torchvision: How many times as fast as torchvision; None where that was not timed beside it.
-        note: "not installed", "nothing to compare with", what differed, or what was raised.
-        warm_ms: On a GPU, the median where every call has the same input, which a cache may hold.
-        call_ms: On a GPU, the median from the host's side, call by call: what Python and the launches cost where it
-            is more than the work.
-        captured: On a GPU, whether the call runs in a CUDA graph, which shows that it never waits for the device.
-        least_bytes: What must move between the device and its memory at least: inputs that are read and outputs.
-        floor_ms: How long that takes at the measured bandwidth of a copy, ``least_bytes / bandwidth``.
-        times_floor: ``p50_ms / floor_ms``; 1 / times_floor is the share of that bandwidth which was achieved.
-        first_ms: Of a model in a process of its own, the first call after it was loaded.
-        peak_bytes: Memory at most: on a GPU what torch allocated during a call beside weights and inputs; on a CPU
-            what was resident of a process of its own.
-        launches: On a GPU, kernels for each picture, copies and fills not counted.
-        stages_ms: Medians of the parts of a call, in their order, launched kernel by kernel.
-    """
-
-    subject: str
-    case: str
-    implementation: str
-    device: str
-    dtype: str
-    threads: int
-    p20_ms: float | None = None
-    p50_ms: float | None = None
-    p80_ms: float | None = None
-    correct: bool | None = None
-    ratio_to_torchvision: float | None = None
-    note: str = ""
-    warm_ms: float | None = None
-    call_ms: float | None = None
-    captured: bool | None = None
-    least_bytes: int | None = None
-    floor_ms: float | None = None
-    times_floor: float | None = None
-    first_ms: float | None = None
-    peak_bytes: int | None = None
-    launches: float | None = None
-    stages_ms: dict[str, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -174,6 +111,8 @@ def compare(
     expected: Any = None,
     near: Disagreement | None = None,
     least_bytes: int | Mapping[str, int] | None = None,
+    operations: int | Mapping[str, int] | None = None,
+    variable: Mapping[str, float] | None = None,
     seconds: float = math.inf,
 ) -> list[Row]:
     """Check, then time, several implementations of one thing.
@@ -192,7 +131,8 @@ def compare(
         expected: What all are held against instead of the first one's output.
         near: Like `disagreement`, what peers are held to where their arithmetic is known to be less exact. How they
             differ is still in their notes.
-        least_bytes: See `Row`; by name where implementations differ.
+        least_bytes: See `Row`; by name where implementations differ. Likewise `operations`.
+        variable: See `Row`.
         seconds: When this has passed there are fewer rounds, 3 at least.
 
     Returns:
@@ -213,20 +153,43 @@ def compare(
     rows = []
     for name, verdict in verdicts.items():
         row = Row(subject, case, name, clock.device, dtype, threads, correct=verdict.correct, note=verdict.note)
+        row = replace(row, variable=dict(variable) if variable else None)
         if own := samples.get((name, _MAIN)):
             deciles = statistics.quantiles(own, n=10, method="inclusive")
             p20, p50, p80 = (1e3 * deciles[i] for i in (1, 4, 7))
             more: dict[str, Any] = {field: 1e3 * statistics.median(samples[name, field]) for field in timed[name].more}
-            row = replace(row, p20_ms=p20, p50_ms=p50, p80_ms=p80, captured=timed[name].captured, **more)
-            if peer := samples.get((_PEER, _MAIN)):
-                ratio = statistics.median(p / o for p, o in zip(peer, own, strict=True))
-                row = replace(row, ratio_to_torchvision=ratio)
-            least = least_bytes.get(name) if isinstance(least_bytes, Mapping) else least_bytes
-            if least and clock.bandwidth:
-                floor = 1e3 * least / clock.bandwidth
-                row = replace(row, least_bytes=least, floor_ms=floor, times_floor=p50 / floor)
+            row = replace(
+                row, p20_ms=p20, p50_ms=p50, p80_ms=p80, rounds=len(own), captured=timed[name].captured, **more
+            )
+            if peer := samples.get((PEER, _MAIN)):
+                ratios = [p / o for p, o in zip(peer, own, strict=True)]
+                low, high = interval(ratios)
+                row = replace(row, ratio_to_torchvision=statistics.median(ratios), ratio_low=low, ratio_high=high)
+            row = replace(row, least_bytes=_of(least_bytes, name), operations=_of(operations, name))
+            row = row.above_floor(clock.bandwidth)
         rows.append(row)
     return rows
+
+
+def _of(figure: int | Mapping[str, int] | None, name: str) -> int | None:
+    return figure.get(name) if isinstance(figure, Mapping) else figure
+
+
+def interval(samples: Sequence[float]) -> tuple[float, float] | tuple[None, None]:
+    """Bounds between which the median lies with a confidence of at least 95 %, whatever the distribution.
+
+    They are the k-th smallest and k-th largest sample, with the largest k for which 2 P(Bin(n, 1/2) < k) <= 5 %: the
+    median is outside where fewer than k of n independent samples fall on one side of it. Fewer than 6 samples have
+    none: even their whole range may miss the median more often.
+    """
+    n, missed, k = len(samples), 0.0, 0
+    while k < n and missed + 2 * math.comb(n, k) / 2**n <= 1 - _CONFIDENCE:
+        missed += 2 * math.comb(n, k) / 2**n
+        k += 1
+    if k == 0:
+        return None, None
+    ordered = sorted(samples)
+    return ordered[k - 1], ordered[-k]
 
 
 @dataclass(frozen=True)
@@ -295,100 +258,3 @@ def optional(module: str) -> Any:
         return importlib.import_module(module)
     except ImportError:
         return None
-
-
-def environment() -> dict[str, Any]:
-    """What a reader needs to judge the figures: machine, load, versions, commit, time."""
-    information = Path("/proc/cpuinfo")
-    model = re.search(r"model name\s*: (.*)", information.read_text()) if information.is_file() else None
-    return {
-        "machine": model[1] if model else platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        **_gpu(),
-        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "versions": {package: _version(package) for package in _PACKAGES},
-        "commit": _commit(),
-        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-    }
-
-
-def _gpu() -> dict[str, Any]:
-    if not torch.cuda.is_available():
-        return {"gpu": None}
-    properties = torch.cuda.get_device_properties()
-    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    return {
-        "gpu": properties.name,
-        "gpu_architecture": f"{properties.major}.{properties.minor}",
-        "gpu_memory_bytes": properties.total_memory,
-        "gpu_l2_bytes": properties.L2_cache_size,
-        "multiprocessors": properties.multi_processor_count,
-        "driver": (_output(query) or "").partition("\n")[0] or None,
-        "cuda": torch.version.cuda,
-    }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _commit() -> str | None:
-    """The commit of the checkout, with "-dirty" where its files differ from it; None outside of one.
-
-    The environment variable ``TRIMASK_COMMIT`` says it for a copy that is no checkout.
-    """
-    if named := os.environ.get("TRIMASK_COMMIT"):
-        return named
-    command = ["git", f"--git-dir={_ROOT / '.git'}", f"--work-tree={_ROOT}", "describe", "--always", "--abbrev=40"]
-    return _output([*command, "--dirty", "--exclude=*"])
-
-
-def _output(command: Sequence[str]) -> str | None:
-    """What a program prints; None where it is missing or fails."""
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def report(rows: list[Row]) -> Group:
-    """The rows of one case for a terminal."""
-    first = rows[0]
-    columns = {"p20 ms": "p20_ms", "p50 ms": "p50_ms", "p80 ms": "p80_ms", f"x {_PEER}": "ratio_to_torchvision"}
-    more = {
-        "warm ms": "warm_ms",
-        "call ms": "call_ms",
-        "x floor": "times_floor",
-        "first ms": "first_ms",
-        "peak bytes": "peak_bytes",
-        "launches": "launches",
-    }
-    columns |= {header: field for header, field in more.items() if any(getattr(row, field) for row in rows)}
-    out = Table("", *columns, "", box=None, pad_edge=False)
-    for column in out.columns[1:-1]:
-        column.justify = "right"
-    for row in rows:
-        figures = [getattr(row, field) for field in columns.values()]
-        cells = ["-" if x is None else f"{x:.3g}" if x < 1000 or x > 1e6 else f"{x:.0f}" for x in figures]
-        stages = ", ".join(f"{stage} {spent:.3g}" for stage, spent in (row.stages_ms or {}).items())
-        notes = [row.note, "not captured" if row.captured is False else "", stages]
-        wrong = ["WRONG"] * len(cells) if row.correct is False else cells
-        out.add_row(row.implementation, *wrong, "; ".join(note for note in notes if note))
-    return Group(Text(f"{first.subject}: {first.case} ({first.device}, {first.dtype}, {first.threads} threads)"), out)
-
-
-def write_json(path: Path, rows: Iterable[Row], facts: Mapping[str, Any] | None = None) -> None:
-    """Write `{"environment": {...}, ..., "rows": [...]}`, whole or not at all; `facts` by default the environment."""
-    content = {**(facts or {"environment": environment()}), "rows": [asdict(row) for row in rows]}
-    write_text(path, json.dumps(content, indent=1, allow_nan=False))
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a line of text, whole or not at all, in a folder that need not be there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, lambda file: file.write(f"{text}\n".encode()))

@@ -10,11 +10,23 @@ import sys
 from collections.abc import Sequence
 
 from .. import __version__
-from . import check_data, convert, demo, evaluate, export, info, predict, profile, train, warmup
+from . import benchmark, check_data, convert, demo, evaluate, export, info, predict, profile, train, warmup
 
 __all__ = ["main"]
 
-VERBS = (demo, predict, evaluate, check_data, train, convert, export, warmup, profile, info)  # in the order of the help
+VERBS = (
+    demo,
+    predict,
+    evaluate,
+    check_data,
+    train,
+    convert,
+    export,
+    warmup,
+    profile,
+    benchmark,
+    info,
+)  # in the order of the help
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -55,7 +55,7 @@ def add(verbs: Verbs) -> None:
 
 def run(options: argparse.Namespace) -> int:
     os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # torch's tracer complains where there is no GPU
-    from ..benchmarks.harness import environment
+    from ..benchmarks.machine import environment
     from ..engine.inference.profiling import draw_chart, profile, write_trace
 
     if min(options.batch, options.rounds, *options.size or ()) < 1:

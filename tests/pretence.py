@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_iter, tree_map_only
 
 from trimask import MaskRCNN
+from trimask.benchmarks.counting import computes
 from trimask.engine.inference.graph import optimize
 
 __all__ = ["GPU", "NoWaiting", "Pretended", "WaitsError", "for_gpu", "pretend", "replace_tensors"]
@@ -27,8 +28,7 @@ _COPIES = {_aten._to_copy, _aten.copy_}
 # Where a tensor of bool means: as many elements as there are true ones.
 _INDEXING = {_aten.index, _aten.index_put, _aten.index_put_, _aten._index_put_impl_}
 _UNTAGGED = {_aten.masked_scatter, _aten.masked_scatter_}  # though they read as many elements as a mask has
-# What costs a GPU nothing: an address, or nothing at all. Views are told by their schema.
-_FREE = {_aten.empty, _aten.new_empty, _aten.empty_like, _aten.empty_strided, _aten.lift_fresh, torch.ops.prim.device}
+_NEW = {_aten.empty, _aten.new_empty, _aten.empty_like, _aten.empty_strided}  # memory that holds nothing yet
 
 
 class WaitsError(AssertionError):
@@ -68,8 +68,7 @@ class NoWaiting(TorchDispatchMode):
 
     def is_launched(self, func: Any) -> bool:
         """Whether the operation starts a kernel: views and new memory do not."""
-        is_view = any(result.alias_info and not result.alias_info.is_write for result in func._schema.returns)
-        return not is_view and func.overloadpacket not in _FREE
+        return computes(func)
 
     def compute(self, func: Any, args: Any, kwargs: Any) -> Any:
         return func(*args, **kwargs)
@@ -143,7 +142,7 @@ class Pretended(NoWaiting):
         same = {id(x.memory): x for x in _tensors((args, kwargs)) if isinstance(x, _OnGPU)}
         args, kwargs = tree_map_only(_OnGPU, lambda x: x.memory, (args, kwargs))
         out = func(*args, **kwargs)
-        if func.overloadpacket in _FREE:
+        if func.overloadpacket in _NEW:
             _poison(out)
         return tree_map_only(Tensor, lambda x: same[id(x)] if id(x) in same else _OnGPU(x), out)
 

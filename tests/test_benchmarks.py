@@ -2,6 +2,9 @@
 
 import io
 import json
+import math
+import os
+import random
 import subprocess
 import sys
 import time
@@ -17,10 +20,24 @@ import torch
 from rich.console import Console
 
 from trimask.benchmarks import __main__ as command
-from trimask.benchmarks import bench_gpu, bench_ops, check, device, gpu_boxes, gpu_pixels, gpu_roi, gpu_tests, harness
+from trimask.benchmarks import (
+    bench_gpu,
+    bench_ops,
+    check,
+    device,
+    gpu_boxes,
+    gpu_pixels,
+    gpu_roi,
+    gpu_tests,
+    harness,
+    machine,
+)
+from trimask.benchmarks.comparison import NEEDS_A_GPU
 from trimask.benchmarks.device import Bench, measure_ceilings
 from trimask.benchmarks.gpu_tests import run_tests
-from trimask.benchmarks.harness import Row, Samplers, WallClock, compare, report, write_json
+from trimask.benchmarks.harness import Row, Samplers, WallClock, compare
+from trimask.benchmarks.results import read_results, write_json
+from trimask.benchmarks.table import report
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -163,15 +180,57 @@ def test_figures_of_a_gpu_come_from_its_clock() -> None:
     assert "not captured" not in line_of("trimask ", rows)
 
 
+def test_the_interval_of_a_median_covers_it_as_often_as_it_says() -> None:
+    assert harness.interval([1.0, 2.0, 3.0, 4.0, 5.0]) == (None, None)  # misses it once in 16
+    assert harness.interval([6.0, 1.0, 2.0, 5.0, 4.0, 3.0]) == (1.0, 6.0)
+    assert harness.interval([float(i) for i in range(1, 10)]) == (2.0, 8.0)  # as in the tables of the sign test
+    assert harness.interval([float(i) for i in range(1, 32)]) == (10.0, 22.0)
+    rng = random.Random(0)
+    for count in (6, 9, 15, 31):
+        bounds = [harness.interval([rng.expovariate(1) for _ in range(count)]) for _ in range(2000)]
+        missed = sum(not low <= math.log(2) <= high for low, high in bounds)
+        assert missed / 2000 < 0.07, count
+
+
+def test_a_ratio_comes_with_its_interval_and_what_was_achieved() -> None:
+    class Clock:
+        device, bandwidth = "cpu", 1e9
+
+        def samplers(self, calls: Sequence[harness.Call]) -> Samplers:
+            times = [6.0, 1.0, 2.0, 4.0, 3.0, 5.0] if calls[0]() else [0.5] * 6
+            return Samplers(iter(times).__next__, {})
+
+    functions = {"torchvision": lambda: [1], "trimask": list, "absent": None}
+    rows = compare(
+        "op", "c", functions, lambda a, b: "", rounds=6, threads=1, clock=Clock(), least_bytes=10**9,
+        operations={"trimask": 10**12}, variable={"boxes": 7},
+    )  # fmt: skip
+    theirs, ours, absent = rows
+    assert (ours.ratio_to_torchvision, ours.ratio_low, ours.ratio_high) == (7.0, 2.0, 12.0)
+    assert (theirs.ratio_to_torchvision, theirs.ratio_low, theirs.ratio_high) == (1.0, 1.0, 1.0)
+    assert (absent.ratio_low, absent.least_bytes, absent.floor_ms) == (None, None, None)
+    assert [row.variable for row in rows] == [{"boxes": 7}] * 3
+    assert (ours.bytes_per_s, ours.flops, theirs.flops, ours.floor_ms) == (2e9, 2e12, None, 1000)
+    for header in ("95 %", "GB/s", "TFLOP/s"):
+        assert header in shown(rows)
+    assert "2 .. 12" in line_of("trimask", rows)
+    assert ".." not in line_of("torchvision", rows)
+    few = compare("op", "c", functions, lambda a, b: "", rounds=5, threads=1, clock=Clock())
+    assert few[1].ratio_to_torchvision is not None
+    assert few[1].ratio_low is few[1].ratio_high is None
+    assert "95 %" not in shown(few)
+
+
 def test_the_quick_ops_run_and_agree() -> None:
     groups = list(bench_ops.run(1, quick=True))
     assert {row.subject for rows in groups for row in rows} == {"roi_align", "nms", "paste_masks", "masks_to_rle"}
     for rows in groups:
-        ours = [row for row in rows if row.implementation.startswith("trimask")]
+        ours = [row for row in rows if row.implementation.startswith("trimask") and row.note != NEEDS_A_GPU]
         assert ours
         assert all(row.p50_ms is not None and row.correct is not False for row in ours), shown(rows)
         for row in rows:
-            assert row.correct or row.note in ("not installed", "nothing to compare with"), shown(rows)
+            unmeasured = row.note in ("not installed", NEEDS_A_GPU) or row.note.startswith("left out: ")
+            assert row.correct or unmeasured, shown(rows)
 
 
 def test_peers_that_are_missing_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,9 +255,11 @@ def test_the_command_prints_a_table_and_writes_json(
     assert "op: c (cpu, float32, 1 threads)" in printed
     assert "trimask" in printed
     written = json.loads(target.read_text())
-    assert set(written) == {"environment", "rows"}
+    assert list(written) == ["schema", "environment", "ceilings", "rows"]
     assert written["rows"] == [asdict(row) for row in rows]
     assert list(written["rows"][0]) == [field.name for field in fields(Row)]
+    assert read_results(target).rows == rows
+    assert min(written["ceilings"]["matrix_flops_per_s"]["float32"], written["ceilings"]["copy_bytes_per_s"]) > 0
     facts = written["environment"]
     assert torch.__version__.startswith(facts["versions"]["torch"].partition("+")[0])
     assert facts["cores"] > 0
@@ -222,15 +283,15 @@ def test_a_failed_write_leaves_the_old_results(tmp_path: Path, monkeypatch: pyte
     def full_disk(*_: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(harness.os, "replace", full_disk)
+    monkeypatch.setattr(os, "replace", full_disk)
     with pytest.raises(OSError, match="disk full"):
         write_json(target, [])
     assert [file.read_text() for file in tmp_path.iterdir()] == ["old"]
 
 
 def test_no_commit_outside_of_a_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(harness, "_ROOT", tmp_path)
-    assert harness.environment()["commit"] is None
+    monkeypatch.setattr(machine, "_ROOT", tmp_path)
+    assert machine.environment()["commit"] is None
 
 
 def test_what_cannot_be_imported_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -324,6 +385,8 @@ def test_ceilings_are_of_the_size_asked_for() -> None:
 
     found = measure_ceilings(Clock(), 4000)
     assert (found.copy_bytes_per_s, found.fill_bytes_per_s, found.launch_ms) == (16_000, 8_000, 500)
+    assert found.matrix_flops_per_s["float32"] == 2 * 256**3 / 0.5
+    assert ("bfloat16" in found.matrix_flops_per_s) == device.has_bfloat16()
 
 
 @pytest.mark.gpu
@@ -417,7 +480,7 @@ def test_the_check_runs_from_a_checkout_that_nobody_installed(tmp_path: Path) ->
     assert done.returncode == 0, done.stdout + done.stderr
     assert "detections" in done.stdout
     written = json.loads(target.read_text())
-    assert list(written) == ["environment", "tests", "ceilings", "unfinished", "rows"]
+    assert list(written) == ["schema", "environment", "tests", "ceilings", "unfinished", "rows"]
     assert written["environment"]["commit"] == "abc"
     assert written["ceilings"]["copy_bytes_per_s"] > 0
     assert (written["tests"], written["unfinished"]) == (None, [])
@@ -495,4 +558,4 @@ def test_no_gpu_is_said_so(subject: str, monkeypatch: pytest.MonkeyPatch, capsys
 
 def test_a_commit_can_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRIMASK_COMMIT", "abc")
-    assert harness.environment()["commit"] == "abc"
+    assert machine.environment()["commit"] == "abc"

@@ -1,0 +1,93 @@
+"""One case with everyone that can do it, and runs of bounded time over many: what is left out is named."""
+
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from .harness import Disagreement, Implementations, Row, compare
+
+__all__ = ["NEEDS_A_GPU", "NEEDS_MEMORY", "Comparison", "affordable", "bounded"]
+
+NEEDS_A_GPU = "needs a GPU"
+NEEDS_MEMORY = "left out: needs {:.0f} GB of memory"
+_CALLS = 5  # at least: one is checked, one warms up, three are timed
+_ROUNDS, _QUICK_ROUNDS = 15, 7  # six are the fewest that have an interval
+_SECONDS = 5.0  # of rounds, where there are more than three
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A case and its implementations, as `compare` takes them, made but not yet run.
+
+    Attributes:
+        subject, case, implementations, disagreement: see `compare`.
+        near, expected, dtype, least_bytes, operations, variable: likewise.
+        absent: implementations that cannot take part, by name, and why.
+    """
+
+    subject: str
+    case: str
+    implementations: Implementations
+    disagreement: Disagreement
+    near: Disagreement | None = None
+    expected: Any = None
+    dtype: str = "float32"
+    absent: Mapping[str, str] = field(default_factory=dict)
+    least_bytes: int | None = None
+    operations: int | None = None
+    variable: Mapping[str, float] | None = None
+
+    def rows(self, threads: int, quick: bool, rounds: int = _ROUNDS, seconds: float = _SECONDS) -> list[Row]:
+        """Those that took part, then those that could not."""
+        found = compare(
+            self.subject,
+            self.case,
+            self.implementations,
+            self.disagreement,
+            rounds=_QUICK_ROUNDS if quick else rounds,
+            threads=threads,
+            dtype=self.dtype,
+            expected=self.expected,
+            near=self.near,
+            seconds=seconds,
+            least_bytes=self.least_bytes,
+            operations=self.operations,
+            variable=self.variable,
+        )
+        found += [
+            Row(self.subject, self.case, name, "cpu", self.dtype, threads, note=x) for name, x in self.absent.items()
+        ]
+        return found
+
+
+def bounded(
+    cases: Iterable[tuple[str, float, Callable[[], Iterable[Comparison]]]], threads: int, quick: bool, seconds: float
+) -> Iterator[list[Row]]:
+    """The rows of each case that there is time for, in their order; what is left out gets a row that says so.
+
+    Args:
+        cases: name, the seconds that one call of all implementations takes, and what makes the comparisons.
+        threads: what torch may use.
+        quick: few rounds each, whatever they cost.
+        seconds: for all of them.
+    """
+    end = time.monotonic() + seconds
+    for name, cost, make in cases:
+        left = end - time.monotonic()
+        if not quick and _CALLS * cost > left:
+            subject, _, case = name.partition(": ")
+            note = f"left out: about {_CALLS * cost:.0f} s, and {max(left, 0):.0f} s of {seconds:.0f} were left"
+            yield [Row(subject, case, "trimask", "cpu", "", threads, note=note)]
+            continue
+        for comparison in make():
+            yield comparison.rows(threads, quick)
+
+
+def affordable(size: int) -> str:
+    """ "" if so many bytes are at most a quarter of the machine's memory, else what to say."""
+    if not hasattr(os, "sysconf"):
+        return ""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return "" if size <= memory / 4 else NEEDS_MEMORY.format(size / 1e9)
