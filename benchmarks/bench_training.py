@@ -4,6 +4,7 @@ Both learn all weights but those of the norms, and draw the same samples of anch
 their losses must agree. The pictures come ready made; torchvision does not resize them again.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,10 +16,21 @@ from ..engine.model.checkpoints import load_model
 from ..engine.model.losses import LossConfig, Targets, losses
 from ..engine.model.mask_rcnn import MaskRCNN
 from ..engine.model.matching import ANCHORS, OBJECTS, PROPOSALS, draw
-from .harness import Row, compare, optional
+from .comparison import Comparison
+from .harness import Row, optional
 from .networks import photographs, random_resnet, torchvision_twin
 
-__all__ = ["TERMS", "Case", "SeededSampler", "run", "same_samples", "torchvision_step", "trimask_step"]
+__all__ = [
+    "QUICK",
+    "TERMS",
+    "Case",
+    "SeededSampler",
+    "comparison",
+    "run",
+    "same_samples",
+    "torchvision_step",
+    "trimask_step",
+]
 
 TERMS = {  # of torchvision's losses
     "rpn_cls": "loss_objectness",
@@ -51,11 +63,13 @@ CASES = (
 )
 
 
+QUICK = replace(CASES[0], name="people, MobileNetV2 FPN, 2 x 128 x 160", size=(128, 160))
+
+
 def run(threads: int, quick: bool) -> Iterator[list[Row]]:
     """The bundled model and ResNet-50 FPN, on photographs with ellipses in them."""
-    for case in (replace(CASES[0], size=(128, 160)),) if quick else CASES:
-        rounds = 2 if quick else 10 if case.model == "people" else 5
-        yield compare("training", case.name, _steps(case), _disagreement, rounds=rounds, threads=threads)
+    for case in (QUICK,) if quick else CASES:
+        yield comparison(case).rows(threads, quick, rounds=10 if case.model == "people" else 5, seconds=math.inf)
 
 
 class SeededSampler:
@@ -137,8 +151,10 @@ def torchvision_step(case: Case) -> Step | None:
     return _step(twin, terms)
 
 
-def _steps(case: Case) -> dict[str, Step | None]:
-    return {"torchvision": torchvision_step(case), "trimask": trimask_step(case)}
+def comparison(case: Case) -> Comparison:
+    """Both steps."""
+    steps = {"torchvision": torchvision_step(case), "trimask": trimask_step(case)}
+    return Comparison("training", case.name, steps, _disagreement)
 
 
 def _learning(model: MaskRCNN) -> MaskRCNN:
