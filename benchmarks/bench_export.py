@@ -16,7 +16,7 @@ from ..engine.model.checkpoints import load_model
 from .comparison import Comparison, Planned, bounded
 from .fresh import in_its_own_process
 from .harness import Row, optional
-from .matching import AUTOCAST, BFLOAT16, EXACT, FLOAT16, Found, Tolerance, disagreement, summary
+from .matching import AUTOCAST, EXACT, FLOAT16, Found, Tolerance, disagreement, summary
 from .networks import photographs, random_resnet, torchvision_twin
 
 __all__ = ["CASES", "MINUTES", "QUICK", "Case", "run"]
@@ -54,7 +54,7 @@ KINDS = {
     "ONNX Runtime, float16": Kind("onnxruntime", "float16", ("half",), FLOAT16),
     "ONNX Runtime, int8": Kind("onnxruntime", "int8", ("int8",), AUTOCAST),
     "OpenVINO": Kind("openvino", "float32"),
-    "OpenVINO, bfloat16": Kind("openvino", "bfloat16", (), BFLOAT16),
+    "OpenVINO, bfloat16": Kind("openvino", "bfloat16", (), AUTOCAST),
 }
 CASES = (
     Case("people, MobileNetV2 FPN, 480 x 640", "people", (480, 640), 2.5),
