@@ -19,12 +19,13 @@ SUBJECTS = {
     "export": "exported files in the runtimes for a CPU",
     "gpu": "the ops and whole models on a GPU",
     "check": "the tests that need a GPU, then the ops and models on it, into one file",
+    "tables": "measure nothing: rewrite the tables of the documents of a checkout from its files of results",
 }
 PARTS = ("roi", "boxes", "pixels", "gradients", "models")  # of what is measured on a GPU
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one subject and print its table; 1 if an implementation was wrong, else 0."""
+    """Run one subject and print its table, or write what was measured; 1 if an implementation was wrong, else 0."""
     parser = argparse.ArgumentParser(
         "trimask.benchmarks",
         description="Speed against the peers, side by side.",
@@ -34,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("subject", choices=SUBJECTS)
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="CPU threads (%(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows and the machine there")
-    parser.add_argument("--quick", action="store_true", help="small inputs, two rounds: a check, not a measurement")
+    parser.add_argument("--quick", action="store_true", help="small inputs, few rounds: a check, not a measurement")
     group = parser.add_argument_group("gpu, check")
     group.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: to try them without a GPU")
     parts = ("tests", *PARTS)
@@ -54,6 +55,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from .check import check
 
             return check(options.device, options.quick, options.only, options.json, 60 * options.minutes)
+        if options.subject == "tables":
+            from .tables import rewrite
+
+            print("\n".join(map(str, rewrite())) or "no table changed")
+            return 0
         return _measure(options)
     except ValueError as error:
         parser.error(str(error))

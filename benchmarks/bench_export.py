@@ -4,6 +4,7 @@ float32 must find the same objects, lower precision nearly the same; the note sa
 notes too. First calls and memory are measured in a process for each.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -103,7 +104,7 @@ def _rows(case: Case, threads: int, quick: bool) -> list[Row]:
         }
         if optional("torchvision") is None:
             absent["torchvision"] = "not installed"
-        rounds, seconds = (15, 30.0) if case.model == "people" else (5, 120.0)
+        rounds, seconds = (15, 30.0) if case.model == "people" else (7, math.inf)
         rows = Comparison("export", case.name, calls, _disagreement, absent=absent).rows(
             threads, quick, rounds, seconds
         )

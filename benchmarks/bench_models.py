@@ -117,7 +117,7 @@ def comparison(case: Case) -> Comparison:
 
 
 def _rows(case: Case, threads: int, quick: bool) -> list[Row]:
-    rounds, seconds = (15, 10.0) if case.model == "people" else (5, math.inf)
+    rounds, seconds = (15, 10.0) if case.model == "people" else (7, math.inf)
     arguments = case.arguments()
     one = comparison(case)
     rows = one.rows(threads, quick, rounds, seconds)

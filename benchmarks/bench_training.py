@@ -69,7 +69,7 @@ QUICK = replace(CASES[0], name="people, MobileNetV2 FPN, 2 x 128 x 160", size=(1
 def run(threads: int, quick: bool) -> Iterator[list[Row]]:
     """The bundled model and ResNet-50 FPN, on photographs with ellipses in them."""
     for case in (QUICK,) if quick else CASES:
-        yield comparison(case).rows(threads, quick, rounds=10 if case.model == "people" else 5, seconds=math.inf)
+        yield comparison(case).rows(threads, quick, rounds=10 if case.model == "people" else 7, seconds=math.inf)
 
 
 class SeededSampler:

@@ -13,8 +13,8 @@ __all__ = ["NEEDS_A_GPU", "NEEDS_MEMORY", "Comparison", "Planned", "affordable",
 NEEDS_A_GPU = "needs a GPU"
 NEEDS_MEMORY = "left out: needs {:.0f} GB of memory"
 _CALLS = 5  # at least: one is checked, one warms up, three are timed
-_ROUNDS = 15
-_SECONDS = 5.0  # of rounds, where there are more than three
+_ROUNDS, _QUICK_ROUNDS = 15, 7  # six are the fewest that have an interval
+_SECONDS = 7.0  # of rounds, where there are more than three
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Comparison:
             self.case,
             self.implementations,
             self.disagreement,
-            rounds=2 if quick else rounds,
+            rounds=_QUICK_ROUNDS if quick else rounds,
             threads=threads,
             dtype=self.dtype,
             expected=self.expected,
@@ -83,7 +83,7 @@ def bounded(cases: Iterable[Planned], threads: int, quick: bool, seconds: float)
     Args:
         cases: each with its cost.
         threads: what torch may use.
-        quick: two rounds each, whatever they cost.
+        quick: few rounds each, whatever they cost.
         seconds: for all of them.
     """
     end = time.monotonic() + seconds

@@ -158,7 +158,9 @@ def compare(
             deciles = statistics.quantiles(own, n=10, method="inclusive")
             p20, p50, p80 = (1e3 * deciles[i] for i in (1, 4, 7))
             more: dict[str, Any] = {field: 1e3 * statistics.median(samples[name, field]) for field in timed[name].more}
-            row = replace(row, p20_ms=p20, p50_ms=p50, p80_ms=p80, captured=timed[name].captured, **more)
+            row = replace(
+                row, p20_ms=p20, p50_ms=p50, p80_ms=p80, rounds=len(own), captured=timed[name].captured, **more
+            )
             if peer := samples.get((PEER, _MAIN)):
                 ratios = [p / o for p, o in zip(peer, own, strict=True)]
                 low, high = interval(ratios)

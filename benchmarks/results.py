@@ -28,6 +28,7 @@ class Row:
 
     Attributes:
         p20_ms: A fifth of the samples took less; None where nothing was timed. Likewise `p50_ms` and `p80_ms`.
+        rounds: How many samples those are of; None where nothing was timed.
         correct: Whether the output agreed; None where there was none, or nothing to compare it with.
         ratio_to_torchvision: How many times as fast as torchvision, the median of the ratios within the rounds; None
             where that was not timed beside it.
@@ -64,6 +65,7 @@ class Row:
     ratio_low: float | None = None
     ratio_high: float | None = None
     note: str = ""
+    rounds: int | None = None
     variable: dict[str, float] | None = None
     warm_ms: float | None = None
     call_ms: float | None = None

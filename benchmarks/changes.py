@@ -8,9 +8,9 @@ runs, in turn with ours: torchvision's where it is there, any other one else. Th
 - "spread": a peer was timed in both. Slower where the ratios that p20 and p80 of ours and of the peer allow don't
   touch, and the ratio of the medians fell by more than twice the margin.
 - "alone": no peer. All times are first divided by the median drift of the peers in the whole run, if there are any.
-  Slower where p20 to p80 don't touch, and the median rose by more than three times the margin.
+  Slower where p20 to p80 don't touch, and the median rose by as much.
 
-A peer's time is a yardstick and never judged.
+A peer's time is a yardstick and never judged, and no rule judges fewer than 6 rounds, which show nothing of the noise.
 """
 
 import statistics
@@ -21,9 +21,9 @@ from typing import Any
 from .harness import OURS
 from .results import PEER, Results, Row
 
-__all__ = ["MARGIN", "Comparison", "Judgement", "judge", "require_alike"]
+__all__ = ["Change", "Changes", "judge", "require_alike"]
 
-MARGIN = 0.1  # between two runs of the same code, medians differ by less than that, mostly
+_FEWEST_ROUNDS = 6  # as an interval takes
 
 Key = tuple[str, str, str, str, str, int]
 Case = tuple[str, str, str, str, int]
@@ -31,41 +31,43 @@ Bounds = tuple[float, float]
 
 
 @dataclass(frozen=True)
-class Judgement:
+class Change:
     """Of one of our implementations in one case.
 
     Attributes:
         row: The new one.
         rule: "interval", "spread" or "alone".
         peer: Whose time it was held against; "" for none.
-        change: New speed over old speed, seen from there: 0.5 takes twice as long.
+        speed: New over old, seen from there: 0.5 takes twice as long.
         beyond_noise: Whether the rule says so, of a change in either direction.
     """
 
     row: Row
     rule: str
     peer: str
-    change: float
+    speed: float
     beyond_noise: bool
 
     @property
     def slower(self) -> bool:
-        return self.beyond_noise and self.change < 1
+        return self.beyond_noise and self.speed < 1
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """All of it.
+class Changes:
+    """All of them.
 
     Attributes:
-        judgements: What was timed in both runs.
+        judged: What was timed in both runs.
+        unjudged: New rows of ours that were timed in too few rounds, now or then.
         lost: New rows without a time that have one in the old run: wrong now, or not installed.
         only_old: Rows of the old run that the new one has not; likewise `only_new`.
         drift: The median of how much longer peers took than before; None where none was timed in both.
         warnings: What makes the two less alike than they should be.
     """
 
-    judgements: list[Judgement]
+    judged: list[Change]
+    unjudged: list[Row]
     lost: list[Row]
     only_old: list[Row]
     only_new: list[Row]
@@ -73,8 +75,8 @@ class Comparison:
     warnings: list[str]
 
     @property
-    def slower(self) -> list[Judgement]:
-        return [one for one in self.judgements if one.slower]
+    def slower(self) -> list[Change]:
+        return [one for one in self.judged if one.slower]
 
     @property
     def worse(self) -> bool:
@@ -82,7 +84,7 @@ class Comparison:
         return bool(self.slower or any(row.correct is False for row in self.lost))
 
 
-def judge(old: Results, new: Results, margin: float = MARGIN) -> Comparison:
+def judge(old: Results, new: Results, margin: float) -> Changes:
     """Compare two runs.
 
     Args:
@@ -100,8 +102,11 @@ def judge(old: Results, new: Results, margin: float = MARGIN) -> Comparison:
     timed = {key for key in both if before[key].p50_ms is not None and after[key].p50_ms is not None}
     drifts = [_p50(after[key]) / _p50(before[key]) for key in timed if not _ours(key)]
     drift = statistics.median(drifts) if drifts else None
-    return Comparison(
-        judgements=[_judge(key, before, after, timed, drift, margin) for key in both if key in timed and _ours(key)],
+    ours = [key for key in both if key in timed and _ours(key)]
+    few = {key for key in ours if min(before[key].rounds or 0, after[key].rounds or 0) < _FEWEST_ROUNDS}
+    return Changes(
+        judged=[_judge(key, before, after, timed, drift, margin) for key in ours if key not in few],
+        unjudged=[after[key] for key in ours if key in few],
         lost=[after[key] for key in both if before[key].p50_ms is not None and after[key].p50_ms is None],
         only_old=[row for key, row in before.items() if key not in after],
         only_new=[row for key, row in after.items() if key not in before],
@@ -125,27 +130,27 @@ def require_alike(old: Results, environment: Mapping[str, Any], threads: int) ->
 
 def _judge(
     key: Key, before: Mapping[Key, Row], after: Mapping[Key, Row], timed: set[Key], drift: float | None, margin: float
-) -> Judgement:
+) -> Change:
     old, new = before[key], after[key]
     if old.ratio_low is not None and new.ratio_low is not None:
-        change = _ratio(new) / _ratio(old)
+        speed = _ratio(new) / _ratio(old)
         apart = _apart((old.ratio_low, _known(old.ratio_high)), (new.ratio_low, _known(new.ratio_high)))
-        return Judgement(new, "interval", PEER, change, apart and _beyond(change, margin))
+        return Change(new, "interval", PEER, speed, apart and _beyond(speed, margin))
     peers = [other for other in timed if _case(other) == _case(key) and not _ours(other)]
     if peers:
         peer = min(peers, key=lambda other: (other[2] != PEER, other[2]))
-        change = _p50(after[peer]) / _p50(new) / (_p50(before[peer]) / _p50(old))
+        speed = _p50(after[peer]) / _p50(new) / (_p50(before[peer]) / _p50(old))
         apart = _apart(_allowed(before[peer], old), _allowed(after[peer], new))
-        return Judgement(new, "spread", peer[2], change, apart and _beyond(change, 2 * margin))
+        return Change(new, "spread", peer[2], speed, apart and _beyond(speed, 2 * margin))
     scale = drift or 1.0
-    change = scale * _p50(old) / _p50(new)
+    speed = scale * _p50(old) / _p50(new)
     was = (scale * _known(old.p20_ms), scale * _known(old.p80_ms))
     apart = _apart(was, (_known(new.p20_ms), _known(new.p80_ms)))
-    return Judgement(new, "alone", "", change, apart and _beyond(change, 3 * margin))
+    return Change(new, "alone", "", speed, apart and _beyond(speed, 2 * margin))
 
 
-def _beyond(change: float, margin: float) -> bool:
-    return max(change, 1 / change) > 1 / (1 - margin)
+def _beyond(speed: float, margin: float) -> bool:
+    return max(speed, 1 / speed) > 1 / (1 - margin)
 
 
 def _apart(a: Bounds, b: Bounds) -> bool:

@@ -1,0 +1,1 @@
+"""Charts of results, as HTML and SVG in plain functions."""

@@ -1,0 +1,245 @@
+"""The Markdown tables of the documentation, from the committed files of results.
+
+A table stands between ``<!-- table: NAME -->`` and ``<!-- /table -->``. NAME is one of `TABLES`, whose lines are chosen
+below, or the name of a file in `benchmarks/results` without its suffix, and perhaps a subject: all rows of it.
+``python -m trimask.benchmarks tables`` rewrites them.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from ..engine.model.files import write_whole
+from .charts.scales import figure
+from .grouping import side_by_side, verdict
+from .results import PEER, Results, Row, read_results
+
+__all__ = ["TABLES", "Line", "Pick", "rewrite", "rewritten"]
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCUMENTS = ("README.md", "docs/performance.md")
+_File = tuple[Path, Results]
+_BLOCK = re.compile(r"(<!-- table: (\S+)(?: (\S+))? -->\n).*?(<!-- /table -->)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Pick:
+    """Two rows of one case: ours, and what it is held against.
+
+    Attributes:
+        file: the name of a file of results, without its suffix.
+        case: a pattern as of `fnmatch`, which one case of the subject fits.
+        dtype: of ours, where there are several; None takes any.
+    """
+
+    file: str
+    subject: str
+    case: str
+    ours: str = "trimask"
+    peer: str = PEER
+    dtype: str | None = None
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of a table: what the work is, ``{note}`` for the note of our row, and one or several picks."""
+
+    work: str
+    picks: tuple[Pick, ...]
+
+
+def _line(work: str, *picks: Pick) -> Line:
+    return Line(work, picks)
+
+
+def _op(subject: str, case: str, **names: str) -> Pick:
+    return Pick("cpu-epyc-ops-1-thread", subject, case, **names)
+
+
+def _model(case: str, **names: str) -> Pick:
+    return Pick("cpu-epyc-models-1-thread", "models", case, **names)
+
+
+_R50 = "ResNet-50 FPN, 400 x 600 at 800 x 1200, "
+_PYRAMID = "1000 RoIs x 256 x 7 x 7, *"
+_MASKS = "100 masks of 800 x 1333 *"
+TABLES: dict[str, tuple[Line, ...]] = {
+    "cpu": (
+        _line("End to end, bundled model, 512 x 512", _model("people, * 512 x 512 at 320")),
+        _line("End to end, ResNet-50 FPN at 800 x 1200, 100 detections", _model(f"{_R50}100 detections")),
+        _line("the same, 10 detections", _model(f"{_R50}10 detections")),
+        _line("End to end, ResNet-50 FPN at 800 x 1331", _model("ResNet-50 FPN, 360 x 599 at 800 x 1331, *")),
+        _line(
+            "the same in bfloat16, beside float32: {note}",
+            _model("ResNet-50 FPN, 360 x 599 at 800 x 1331, *", ours="trimask, bfloat16"),
+        ),
+        _line(
+            "RoIAlign over a pyramid, 1000 x 256 x 7 x 7, channels_last",
+            _op("roi_align", _PYRAMID, ours="trimask, channels_last"),
+        ),
+        _line("the same, NCHW input, which must be turned first", _op("roi_align", _PYRAMID, ours="trimask, NCHW")),
+        *(
+            _line(
+                f"NMS of {count} {name}, all survivors kept / 100 kept",
+                _op("nms", f"{count} {kind}, *, all kept"),
+                _op("nms", f"{count} {kind}, *, 100 kept"),
+            )
+            for name, kind in (("proposals", "proposals"), ("boxes on the same few objects", "crowd"))
+            for count in (1000, 2000)
+        ),
+        _line("NMS of 100 proposals", _op("nms", "100 proposals, *, all kept")),
+        _line("Paste 100 masks to 800 x 1333", _op("paste_masks", "100 masks to 800 x 1333")),
+        _line("COCO run lengths of them", _op("masks_to_rle", _MASKS, peer="pycocotools, dense masks")),
+        _line(
+            "the same, beside dense masks that are column-major already",
+            _op("masks_to_rle", _MASKS, peer="pycocotools, columns first"),
+        ),
+    ),
+}
+
+
+def rewrite(root: Path = ROOT) -> list[Path]:
+    """Rewrite the tables of the documents of a checkout.
+
+    Returns:
+        The documents that changed.
+
+    Raises:
+        ValueError: a table or a row of it is not there; it is named.
+    """
+    changed = []
+    for document in (root / name for name in DOCUMENTS):
+        if document.is_file():
+            before = document.read_text(encoding="utf-8")
+            after = rewritten(before, root / "benchmarks" / "results")
+            if after != before:
+                changed.append(_write(document, after))
+    return changed
+
+
+def _write(path: Path, text: str) -> Path:
+    return write_whole(path, lambda file: file.write(text.encode()))
+
+
+def rewritten(text: str, folder: Path) -> str:
+    """A document with its tables made from the files of a folder."""
+    results: dict[Path, Results] = {}
+
+    def read(name: str) -> _File:
+        file = folder / f"{name}.json"
+        if file not in results:
+            results[file] = read_results(file)
+        return file, results[file]
+
+    def block(match: re.Match[str]) -> str:
+        start, name, subject, end = match.groups()
+        chosen = TABLES.get(name)
+        lines = _chosen(chosen, read) if chosen else _whole(read(name), subject)
+        return f"{start}{lines}\n{end}"
+
+    return _BLOCK.sub(block, text)
+
+
+def _chosen(lines: Sequence[Line], read: Callable[[str], _File]) -> str:
+    """The chosen lines, and where they were measured."""
+    body = []
+    for line in lines:
+        pairs = [(pick, *_rows(read(pick.file), pick)) for pick in line.picks]
+        peers = " / ".join(_time(peer) for _, _, peer in pairs)
+        times = " / ".join(_time(ours) for _, ours, _ in pairs)
+        ratios = " / ".join(_ratio(ours, peer) for _, ours, peer in pairs)
+        work = line.work.format(note=pairs[0][1].note)
+        body.append((work, f"{line.picks[0].peer} {peers}", times, ratios))
+    files = [read(name) for name in dict.fromkeys(pick.file for line in lines for pick in line.picks)]
+    return f"{_markdown(('Work', 'peer, ms', 'trimask, ms', 'ratio'), body)}\n\n{_origin(files)}\n"
+
+
+def _rows(source: _File, pick: Pick) -> tuple[Row, Row]:
+    """Ours and the peer's, which must have been timed."""
+    file, results = source
+    of_subject = [one for one in side_by_side(results.rows) if one.subject == pick.subject]
+    found = []
+    for comparison in of_subject:
+        rows = {row.implementation: row for row in comparison.rows}
+        fits = fnmatchcase(comparison.case, pick.case) and pick.dtype in (None, comparison.dtype)
+        if fits and pick.ours in rows and pick.peer in rows:
+            found.append((rows[pick.ours], rows[pick.peer]))
+    if len(found) != 1:
+        cases = "; ".join(f"{one.case} ({one.dtype})" for one in of_subject)
+        raise ValueError(f"{file}: expected one case that fits {pick}, got {len(found)} of: {cases or 'none'}")
+    ours, peer = found[0]
+    if peer.p50_ms is None:
+        raise ValueError(f"{file}: {peer.case}: expected a time of {pick.peer}, got {peer.note!r}")
+    return ours, peer
+
+
+def _time(row: Row) -> str:
+    return "**WRONG**" if verdict(row) == "wrong" else figure(row.p50_ms) if row.p50_ms else "not timed"
+
+
+def _ratio(ours: Row, peer: Row) -> str:
+    """The median of the rounds' ratios where there is one, else that of the medians; losses are bold."""
+    if ours.p50_ms is None or peer.p50_ms is None:
+        return "-"
+    ratio = ours.ratio_to_torchvision if peer.implementation == PEER else None
+    return _times(ratio or peer.p50_ms / ours.p50_ms)
+
+
+def _times(ratio: float) -> str:
+    text = f"{ratio:.0f}x" if ratio >= 9.5 else f"{ratio:.1f}x" if ratio >= 1.05 else f"{ratio:.2f}x"
+    return f"**{text}**" if ratio < 1 else text
+
+
+def _whole(source: _File, subject: str | None) -> str:
+    """Every row of a file."""
+    file, results = source
+    rows = [row for row in results.rows if subject in (None, row.subject)]
+    if not rows:
+        raise ValueError(f"{file}: expected rows of {subject or 'any subject'}, got none")
+    body = []
+    for row in rows:
+        spread = [
+            figure(getattr(row, name)) for name in ("p20_ms", "p50_ms", "p80_ms") if getattr(row, name) is not None
+        ]
+        ratio = _times(row.ratio_to_torchvision) if row.ratio_to_torchvision else ""
+        wrong = verdict(row) == "wrong"
+        work = [*([] if subject else [row.subject]), row.case, row.implementation, row.dtype]
+        body.append((*work, "**WRONG**" if wrong else " / ".join(spread), "" if wrong else ratio, row.note))
+    head = [*([] if subject else ["op"]), "case", "implementation", "dtype", "p20 / p50 / p80, ms", "ratio", "note"]
+    return f"{_markdown(head, body)}\n\n{_origin([source])}\n"
+
+
+def _markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *([_cell(text) for text in row] for row in body)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    """Text of ours may have asterisks; what was raised may have anything."""
+    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
+
+
+def _origin(sources: Sequence[_File]) -> str:
+    """Where, with what and when: once each."""
+
+    files = [results for _, results in sources]
+
+    def said(values: Sequence[object]) -> str:
+        return ", ".join(dict.fromkeys(str(value) for value in values if value))
+
+    machines = said([one.environment.get("gpu") or one.environment.get("machine") for one in files])
+    threads = said([row.threads for one in files for row in one.rows if row.device == "cpu"])
+    versions = said(
+        [
+            f"{name} {version}"
+            for one in files
+            for name, version in (one.environment.get("versions") or {}).items()
+            if version and name in ("torch", "torchvision", "pycocotools")
+        ]
+    )
+    commits = said([str(one.environment.get("commit") or "")[:7] for one in files])
+    threads = f", {threads} thread{'' if threads == '1' else 's'}" if threads else ""
+    names = ", ".join(f"`{file.name}`" for file, _ in sources)
+    return f"p50; {machines}{threads}; {versions}; commit {commits}; from {names}."
