@@ -45,6 +45,7 @@ _TOLERANCES: dict[str, Tolerance | None] = {
 _ROUNDS, _QUICK_ROUNDS = 15, 7
 _SECONDS, _QUICK_SECONDS = 60.0, 20.0  # for a case
 _COMPILING = 300.0  # seconds at most
+_PIECES = 256  # of what is compiled
 _WARM_UP = 3  # calls of what is compiled: the shapes of the second one differ
 
 Picture = NDArray[np.uint8]
@@ -211,7 +212,8 @@ def _compiled(predictor: Predictor, pictures: Sequence[Picture]) -> Call:
     if not isinstance(graph.backbone, torch._dynamo.OptimizedModule):  # the first pictures
         graph.backbone = torch.compile(graph.backbone)
     try:
-        with time_limit(_COMPILING):
+        # A trunk that is compiled in pieces has one for each of its blocks; beyond the limit they run as they are.
+        with time_limit(_COMPILING), torch._dynamo.config.patch(recompile_limit=_PIECES):
             for _ in range(_WARM_UP):
                 call()
     except Exception as error:  # a compiler fails in many ways, and none of them is a wrong result
