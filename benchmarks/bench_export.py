@@ -1,7 +1,8 @@
 """Exported files in the runtimes for CPUs, beside torch with the same weights: from photograph to boolean masks.
 
 float32 must find the same objects, lower precision nearly the same; the note says how near. Sizes on disk are in the
-notes too. First calls and memory are measured in a process for each.
+notes too. First calls and memory are measured in a process for each, into which the benchmark loads torch: the runtimes
+by themselves take a few hundred megabytes less.
 """
 
 import math
