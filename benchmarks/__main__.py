@@ -16,6 +16,7 @@ SUBJECTS = {
     "ops": "the ops on a CPU",
     "models": "whole models on a CPU",
     "training": "a step of training on a CPU",
+    "export": "exported files in the runtimes for a CPU",
     "gpu": "the ops and whole models on a GPU",
     "check": "the tests that need a GPU, then the ops and models on it, into one file",
     "tables": "measure nothing: rewrite the tables of the documents of a checkout from its files of results",

@@ -1,11 +1,13 @@
-"""End to end on a CPU: from a decoded photograph to boolean masks, beside torchvision with the same weights.
+"""End to end on a CPU: from decoded photographs to boolean masks, beside torchvision with the same weights.
 
-Both sides resize, detect, and threshold their pasted masks; torchvision gets its float tensor ready made. In float32
+Both sides resize, detect, and threshold their pasted masks; torchvision gets its float tensors ready made. In float32
 the detections must be the same set. bfloat16, where the processor computes with it, is a row of its own, whose note
 says how far its scores are from float32's. First calls and memory are measured in a process for each.
 """
 
-from collections.abc import Callable, Iterator
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -17,68 +19,114 @@ from numpy.typing import NDArray
 from ..engine.inference.predictor import Predictor
 from ..engine.model.checkpoints import load_model
 from ..engine.model.mask_rcnn import MaskRCNN
-from .device import has_bfloat16
+from .comparison import NEEDS_A_GPU, Comparison, Planned, bounded
+from .compiling import compiled_peers
+from .device import Bench, has_bfloat16
 from .fresh import in_its_own_process
 from .harness import Row, WallClock, compare, optional
 from .matching import BFLOAT16, Found, disagreement, summary
-from .networks import random_resnet, torchvision_twin
+from .networks import photographs, random_resnet, torchvision_twin
 
-__all__ = ["run"]
+__all__ = ["CASES", "MINUTES", "QUICK", "Case", "comparison", "run"]
 
 Picture = NDArray[np.uint8]
 Call = Callable[[], list[Found]]
-BF16 = "trimask, bfloat16"
+BF16, COMPILED = "trimask, bfloat16", "torchvision, backbone compiled"
+MINUTES = 20.0
+_COMPILING = 300.0  # seconds at most
 
 
 @dataclass(frozen=True)
 class Case:
-    """A model and a picture.
+    """A model and pictures.
 
     Attributes:
         model: "people", or a ResNet's depth.
-        sample: one of scikit-image's.
-        size: (height, width) that it is cut to, from its upper left corner; None for all of it.
+        sample: one of scikit-image's; "" for as many photographs as the batch has, scaled to the size.
+        size: (height, width) that a sample is cut to, from its upper left corner; None for all of it.
         step: take every so many rows and columns.
+        batch: how many pictures go together.
+        seconds: that one call of each takes together, on one thread, about.
+        variable: what a sweep varies.
+        compiled: whether torchvision runs compiled, too, which takes minutes to make.
     """
 
     name: str
     model: str
-    sample: str
+    sample: str = ""
     size: tuple[int, int] | None = None
     step: int = 1
     max_detections: int = 100
+    batch: int = 1
+    seconds: float = 1.0
+    variable: Mapping[str, float] | None = None
+    compiled: bool = False
 
     def arguments(self) -> tuple[Any, ...]:
         """For another process."""
-        return (self.model, self.sample, self.size, self.step, self.max_detections)
+        return (self.model, self.sample, self.size, self.step, self.max_detections, self.batch)
 
 
+def _sweep(name: str, model: str, size: tuple[int, int], batch: int, seconds: float, varied: str) -> Case:
+    value = batch if varied == "batch" else size[0] * size[1]
+    full = f"{name}, {batch} x {size[0]} x {size[1]}"
+    return Case(full, model, size=size, batch=batch, seconds=seconds * batch, variable={varied: float(value)})
+
+
+_PEOPLE, _R50, _R101 = "people, MobileNetV2 FPN", "ResNet-50 FPN", "ResNet-101 FPN"
 CASES = (
-    Case("people, MobileNetV2 FPN, 512 x 512 at 320", "people", "astronaut"),
-    Case("ResNet-50 FPN, 400 x 600 at 800 x 1200, 100 detections", "50", "coffee"),
-    Case("ResNet-50 FPN, 400 x 600 at 800 x 1200, 10 detections", "50", "coffee", max_detections=10),
-    Case("ResNet-50 FPN, 360 x 599 at 800 x 1331, padded to 800 x 1344", "50", "coffee", size=(360, 599)),
+    Case("people, MobileNetV2 FPN, 512 x 512 at 320", "people", "astronaut", compiled=True),
+    Case("ResNet-50 FPN, 400 x 600 at 800 x 1200, 100 detections", "50", "coffee", seconds=15),
+    *(_sweep(_PEOPLE, "people", size, 1, 1.0, "pixels") for size in ((240, 320), (480, 640), (1080, 1920))),
+    *(_sweep(_PEOPLE, "people", (480, 640), batch, 0.8, "batch") for batch in (2, 4, 8)),
+    Case("ResNet-50 FPN, 400 x 600 at 800 x 1200, 10 detections", "50", "coffee", max_detections=10, seconds=12),
+    Case("ResNet-50 FPN, 360 x 599 at 800 x 1331, padded to 800 x 1344", "50", "coffee", size=(360, 599), seconds=15),
+    _sweep(_R101, "101", (800, 1333), 1, 20, "pixels"),
+    *(_sweep(_R50, "50", size, 1, 15, "pixels") for size in ((480, 640), (800, 1333), (1080, 1920))),
+    *(_sweep(_R50, "50", (480, 640), batch, 15, "batch") for batch in (2, 4, 8)),
 )
+QUICK = replace(CASES[0], name="people, MobileNetV2 FPN, 256 x 256 at 320", step=2, compiled=False)
 
 
-def run(threads: int, quick: bool) -> Iterator[list[Row]]:
-    """The bundled model and ResNet-50 FPN, on scikit-image's photographs of an astronaut and of a cup of coffee."""
+def run(threads: int, quick: bool, minutes: float = MINUTES) -> Iterator[list[Row]]:
+    """The bundled model and ResNets with FPN, on scikit-image's photographs; what there is no time for is named."""
     if optional("skimage.data") is None:
         raise ImportError("models: expected scikit-image, whose sample portrait is the input; pip install scikit-image")
-    for case in (replace(CASES[0], step=2),) if quick else CASES:
-        yield _rows(case, rounds=2 if quick else 15 if case.model == "people" else 7, threads=threads)
+    chosen = (QUICK,) if quick else CASES
+    planned = (Planned("models", case.name, case.seconds, partial(_rows, case, threads, quick)) for case in chosen)
+    yield from bounded(planned, threads, quick, 60 * minutes)
 
 
-def _rows(case: Case, rounds: int, threads: int) -> list[Row]:
+def comparison(case: Case) -> Comparison:
+    """Those that compute in float32."""
     arguments = case.arguments()
+    calls: dict[str, Call | None] = {
+        "torchvision": torchvision_call(*arguments),
+        "trimask": trimask_call(*arguments),
+    }
+    absent = {"trimask, Triton": NEEDS_A_GPU, "Detectron2": "left out: other weights"}
+    if optional("detectron2") is None:
+        absent["Detectron2"] = "not installed"
+    if not calls["torchvision"]:
+        absent[COMPILED] = "not installed"
+    elif case.compiled:
+        calls[COMPILED] = _compiled_call(*arguments)
+    else:
+        absent[COMPILED] = "left out: minutes of compiling"
+    return Comparison("models", case.name, calls, disagreement, absent=absent, variable=case.variable)
+
+
+def _rows(case: Case, threads: int, quick: bool) -> list[Row]:
+    rounds, seconds = (15, 10.0) if case.model == "people" else (7, math.inf)
+    arguments = case.arguments()
+    one = comparison(case)
+    rows = one.rows(threads, quick, rounds, seconds)
     makers: dict[str, tuple[str, Any]] = {"torchvision": ("torchvision_call", ()), "trimask": ("trimask_call", ())}
     if has_bfloat16():
         makers[BF16] = ("trimask_call", ("bfloat16",))
-    calls = {name: globals()[maker](*arguments, *more) for name, (maker, more) in makers.items()}
-    bfloat16 = calls.pop(BF16, None)
-    rows = compare("models", case.name, calls, disagreement, rounds=rounds, threads=threads)
-    if bfloat16:
-        rows += _in_bfloat16(case, calls["trimask"], bfloat16, rounds, threads)
+        exact, rounded = one.implementations["trimask"], trimask_call(*(*arguments, "bfloat16"))
+        assert callable(exact)
+        rows.insert(2, _in_bfloat16(case, exact, rounded, 2 if quick else rounds, threads))
     for i, row in enumerate(rows):
         if row.p50_ms is not None and row.implementation in makers:
             maker, more = makers[row.implementation]
@@ -88,24 +136,39 @@ def _rows(case: Case, rounds: int, threads: int) -> list[Row]:
     return rows
 
 
-def _in_bfloat16(case: Case, exact: Call, rounded: Call, rounds: int, threads: int) -> list[Row]:
-    """Its row, with what rounding does to the detections, and float32 again, interleaved with it."""
+def _in_bfloat16(case: Case, exact: Call, rounded: Call, rounds: int, threads: int) -> Row:
+    """Its row, with what rounding does to the detections; float32 runs again, interleaved with it."""
     near = partial(disagreement, tolerance=BFLOAT16)
     calls = {"trimask": exact, BF16: rounded}
     _, row = compare(
-        "models", case.name, calls, near, rounds=rounds, threads=threads, clock=WallClock(), dtype="bfloat16"
+        "models",
+        case.name,
+        calls,
+        near,
+        rounds=rounds,
+        threads=threads,
+        clock=WallClock(),
+        dtype="bfloat16",
+        variable=case.variable,
+        seconds=10.0,
     )
     apart, share = summary(exact(), rounded())
     note = f"scores at most {apart:.4f} from float32's, {share:.0%} found again"
-    return [replace(row, note="; ".join(filter(None, [row.note, note])))]
+    return replace(row, note="; ".join(filter(None, [row.note, note])))
 
 
-def _load(model: str, sample: str, size: tuple[int, int] | None, step: int) -> tuple[MaskRCNN, Picture]:
+def _model(model: str) -> MaskRCNN:
+    return load_model("people") if model == "people" else random_resnet(int(model))
+
+
+def _pictures(sample: str, size: tuple[int, int] | None, step: int, batch: int) -> list[Picture]:
+    if not sample:
+        assert size is not None
+        return photographs((size[0], size[1]), batch)
     picture = getattr(optional("skimage.data"), sample)()
     if size:
         picture = picture[: size[0], : size[1]]
-    picture = np.ascontiguousarray(picture[::step, ::step])
-    return load_model("people") if model == "people" else random_resnet(int(model)), picture
+    return [np.ascontiguousarray(picture[::step, ::step])] * batch
 
 
 def trimask_call(
@@ -114,35 +177,57 @@ def trimask_call(
     size: tuple[int, int] | None,
     step: int,
     max_detections: int,
+    batch: int,
     dtype: str = "float32",
 ) -> Call:
     """Our predictor, ready to be called."""
-    source, picture = _load(model, sample, size, step)
-    predictor = Predictor(source, device="cpu", dtype=getattr(torch, dtype), max_detections=max_detections)
+    pictures = _pictures(sample, size, step, batch)
+    predictor = Predictor(_model(model), device="cpu", dtype=getattr(torch, dtype), max_detections=max_detections)
 
     def ours() -> list[Found]:
-        result = predictor.predict(picture)
-        return [Found(result.boxes, result.scores, result.labels, result.masks)]
+        results = predictor.predict(pictures, batch_size=batch)
+        return [Found(result.boxes, result.scores, result.labels, result.masks) for result in results]
 
     return ours
 
 
 def torchvision_call(
-    model: str, sample: str, size: tuple[int, int] | None, step: int, max_detections: int
+    model: str, sample: str, size: tuple[int, int] | None, step: int, max_detections: int, batch: int
 ) -> Call | None:
     """torchvision's model with the same weights; None where it is not installed."""
-    torchvision = optional("torchvision")
-    if torchvision is None:
+    if optional("torchvision") is None:
         return None
-    source, picture = _load(model, sample, size, step)
+    return partial(_theirs, _tensors(_pictures(sample, size, step, batch)), _twin(model, max_detections))
+
+
+def _compiled_call(
+    model: str, sample: str, size: tuple[int, int] | None, step: int, max_detections: int, batch: int
+) -> Call:
+    """The same with its trunk through torch's compiler; a call that says so where that failed."""
+    run = partial(_theirs, _tensors(_pictures(sample, size, step, batch)))
+    bench = Bench(WallClock(), False, time.monotonic() + 2 * _COMPILING)
+    _, call = next(compiled_peers(_twin(model, max_detections), run, bench))
+    return call
+
+
+def _twin(model: str, max_detections: int) -> Any:
+    source = _model(model)
     config = replace(source.config, detection=replace(source.config.detection, max_detections=max_detections))
-    twin = torchvision_twin(torchvision, source, config)
-    image = torch.from_numpy(picture).permute(2, 0, 1).float() / 255
+    return torchvision_twin(optional("torchvision"), source, config)
 
-    @torch.inference_mode()
-    def theirs() -> list[Found]:
-        (found,) = twin([image])
-        masks = (found["masks"][:, 0] > 0.5).numpy()
-        return [Found(found["boxes"].numpy(), found["scores"].numpy(), found["labels"].numpy() - 1, masks)]
 
-    return theirs
+def _tensors(pictures: list[Picture]) -> list[torch.Tensor]:
+    return [torch.from_numpy(picture).permute(2, 0, 1).float() / 255 for picture in pictures]
+
+
+@torch.inference_mode()
+def _theirs(images: list[torch.Tensor], twin: Any) -> list[Found]:
+    return [
+        Found(
+            found["boxes"].numpy(),
+            found["scores"].numpy(),
+            found["labels"].numpy() - 1,  # label 0 is the background
+            (found["masks"][:, 0] > 0.5).numpy(),
+        )
+        for found in twin(images)
+    ]

@@ -4,6 +4,7 @@ Both learn all weights but those of the norms, and draw the same samples of anch
 their losses must agree. The pictures come ready made; torchvision does not resize them again.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,13 +17,16 @@ from ..engine.model.checkpoints import load_model
 from ..engine.model.losses import LossConfig, Targets, losses
 from ..engine.model.mask_rcnn import MaskRCNN
 from ..engine.model.matching import ANCHORS, OBJECTS, PROPOSALS, draw
-from .harness import Row, compare, optional
+from .comparison import Comparison
+from .harness import Row, optional
 from .networks import photographs, random_resnet, torchvision_twin
 
 __all__ = [
+    "QUICK",
     "TERMS",
     "Case",
     "SeededSampler",
+    "comparison",
     "make_steps",
     "relative_disagreement",
     "run",
@@ -63,11 +67,13 @@ CASES = (
 )
 
 
+QUICK = replace(CASES[0], name="people, MobileNetV2 FPN, 2 x 128 x 160", size=(128, 160))
+
+
 def run(threads: int, quick: bool) -> Iterator[list[Row]]:
     """The bundled model and ResNet-50 FPN, on photographs with ellipses in them."""
-    for case in (replace(CASES[0], size=(128, 160)),) if quick else CASES:
-        rounds = 2 if quick else 10 if case.model == "people" else 5
-        yield compare("training", case.name, make_steps(case), relative_disagreement, rounds=rounds, threads=threads)
+    for case in (QUICK,) if quick else CASES:
+        yield comparison(case).rows(threads, quick, rounds=10 if case.model == "people" else 7, seconds=math.inf)
 
 
 class SeededSampler:
@@ -168,6 +174,11 @@ def torchvision_step(
         return {name: found[term] for name, term in TERMS.items()}
 
     return _step(twin, terms, device, autocast)
+
+
+def comparison(case: Case) -> Comparison:
+    """Both steps, on a CPU."""
+    return Comparison("training", case.name, make_steps(case), relative_disagreement)
 
 
 def _learning(model: MaskRCNN) -> MaskRCNN:

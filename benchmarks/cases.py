@@ -173,6 +173,10 @@ class NMSCase:
     iou_threshold: float = 0.7
 
     @property
+    def name(self) -> str:
+        return f"{self.count} boxes, {self.density}, {self.kept or 'all'} kept"
+
+    @property
     def seconds(self) -> float:
         """torchvision compares each survivor with all after it."""
         return 1e-5 * self.count if self.density == "crowd" else 3e-9 * self.count**2
@@ -202,7 +206,11 @@ class LevelCase:
 
     recorded: str
     iou_threshold: float = 0.7
-    seconds: float = 0.05
+    seconds: float = 0.2
+
+    @property
+    def name(self) -> str:
+        return f"5 levels of {self.recorded}, each by itself"
 
 
 def level_cases(quick: bool) -> Iterator[LevelCase]:
@@ -225,6 +233,10 @@ class DetectionCase:
     score_threshold: float = 0.05
     kept: int = 100
     seconds: float = 0.05
+
+    @property
+    def name(self) -> str:
+        return f"detections of {self.recorded}" if self.recorded else "detections of a random picture"
 
     def candidates(self) -> tuple[Tensor, Tensor, Tensor]:
         """float32 boxes [N, 4] and scores [N], int64 labels [N]."""

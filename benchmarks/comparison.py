@@ -8,13 +8,13 @@ from typing import Any
 
 from .harness import Disagreement, Implementations, Row, compare
 
-__all__ = ["NEEDS_A_GPU", "NEEDS_MEMORY", "Comparison", "affordable", "bounded"]
+__all__ = ["NEEDS_A_GPU", "NEEDS_MEMORY", "Comparison", "Planned", "affordable", "bounded"]
 
 NEEDS_A_GPU = "needs a GPU"
 NEEDS_MEMORY = "left out: needs {:.0f} GB of memory"
 _CALLS = 5  # at least: one is checked, one warms up, three are timed
 _ROUNDS, _QUICK_ROUNDS = 15, 7  # six are the fewest that have an interval
-_SECONDS = 5.0  # of rounds, where there are more than three
+_SECONDS = 7.0  # of rounds, where there are more than three
 
 
 @dataclass(frozen=True)
@@ -62,27 +62,38 @@ class Comparison:
         return found
 
 
-def bounded(
-    cases: Iterable[tuple[str, float, Callable[[], Iterable[Comparison]]]], threads: int, quick: bool, seconds: float
-) -> Iterator[list[Row]]:
+@dataclass(frozen=True)
+class Planned:
+    """A case that may be left out.
+
+    Attributes:
+        seconds: that one call of every implementation takes together, about.
+        rows: measures it.
+    """
+
+    subject: str
+    name: str
+    seconds: float
+    rows: Callable[[], list[Row]]
+
+
+def bounded(cases: Iterable[Planned], threads: int, quick: bool, seconds: float) -> Iterator[list[Row]]:
     """The rows of each case that there is time for, in their order; what is left out gets a row that says so.
 
     Args:
-        cases: name, the seconds that one call of all implementations takes, and what makes the comparisons.
+        cases: each with its cost.
         threads: what torch may use.
         quick: few rounds each, whatever they cost.
         seconds: for all of them.
     """
     end = time.monotonic() + seconds
-    for name, cost, make in cases:
-        left = end - time.monotonic()
-        if not quick and _CALLS * cost > left:
-            subject, _, case = name.partition(": ")
-            note = f"left out: about {_CALLS * cost:.0f} s, and {max(left, 0):.0f} s of {seconds:.0f} were left"
-            yield [Row(subject, case, "trimask", "cpu", "", threads, note=note)]
-            continue
-        for comparison in make():
-            yield comparison.rows(threads, quick)
+    for case in cases:
+        left, wanted = end - time.monotonic(), _CALLS * case.seconds
+        if quick or wanted <= left:
+            yield case.rows()
+        else:
+            note = f"left out: about {wanted:.0f} s, and {max(left, 0):.0f} s of {seconds:.0f} were left"
+            yield [Row(case.subject, case.name, "trimask", "cpu", "", threads, note=note)]
 
 
 def affordable(size: int) -> str:

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ def in_its_own_process(maker: str, *arguments: Any, threads: int) -> dict[str, A
     """Fields of a `Row`, `first_ms` and `peak_bytes`, or a `note` that says why there are none.
 
     Args:
-        maker: a function of `bench_models` that loads a model and gives a call; None where it is not installed.
+        maker: a function of `bench_models`, or "module.function", that loads a model and gives a call.
         *arguments: of it, as JSON has them.
         threads: what torch and BLAS may use.
     """
@@ -46,9 +47,9 @@ def in_its_own_process(maker: str, *arguments: Any, threads: int) -> dict[str, A
 
 def _measure(maker: str, arguments: list[Any]) -> dict[str, Any]:
     from ..engine.inference.profiling import resident_bytes
-    from . import bench_models
 
-    call = getattr(bench_models, maker)(*arguments)
+    module, _, function = maker.rpartition(".")
+    call = getattr(import_module(f".{module or 'bench_models'}", _PACKAGE), function)(*arguments)
     start = time.perf_counter()
     call()
     first_ms = 1e3 * (time.perf_counter() - start)

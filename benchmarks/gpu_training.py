@@ -22,8 +22,8 @@ from .usage import usage
 __all__ = ["cases"]
 
 Case = Callable[[Bench], list[Row]]
-# See bench_training; of terms, relative. In bfloat16 other proposals survive, of which others are sampled: on an H200 the
-# box term of two pictures moved by 18 %.
+# See bench_training; of terms, relative. In bfloat16 other proposals survive, of which others are sampled: on an H200
+# the box term of two pictures moved by 18 %.
 TOLERANCES = {"float32": 1e-2, "tf32": 5e-2, "bfloat16": 0.25}
 PEERS = 10.0  # torchvision's own in lower precision: a loss, and finite
 BATCHES = (

@@ -1,13 +1,12 @@
 """What the benchmarks measure: recorded inputs are whole, our ops are right on them, nothing is left out unsaid."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 
 from tolerances import roi_align_error
 from trimask.benchmarks import bench_ops, cases
-from trimask.benchmarks.comparison import NEEDS_A_GPU, Comparison, affordable, bounded
+from trimask.benchmarks.comparison import NEEDS_A_GPU, Comparison, Planned, affordable, bounded
+from trimask.benchmarks.harness import Row
 from trimask.benchmarks.inputs import STRIDES
 from trimask.kernels import PasteRule, paste_masks, pyramid_roi_align, segmented_nms
 from trimask.kernels.reference import masks as reference_masks
@@ -109,18 +108,22 @@ def test_the_sweeps_are_as_wide_as_they_say() -> None:
 
 def test_all_that_fits_into_memory_fits_into_the_time() -> None:
     """By what the cases say they cost, five calls of each."""
-    assert 5 * sum(cost for _, cost, _ in bench_ops._planned(quick=False)) < 60 * bench_ops.MINUTES
-    assert 5 * sum(cost for _, cost, _ in bench_ops._planned(quick=True)) < 60
+    assert 5 * sum(cost for _, _, cost, _ in bench_ops.plan(quick=False)) < 60 * bench_ops.MINUTES
+    assert 5 * sum(cost for _, _, cost, _ in bench_ops.plan(quick=True)) < 60
 
 
 def test_what_there_is_no_time_for_is_named() -> None:
     made: list[str] = []
 
-    def case(name: str) -> Iterator[Comparison]:
-        made.append(name)
-        yield Comparison("op", name, {"trimask": lambda: 1}, lambda a, b: "", absent={"peer": NEEDS_A_GPU})
+    def case(name: str, seconds: float) -> Planned:
+        def rows() -> list[Row]:
+            made.append(name)
+            absent = {"peer": NEEDS_A_GPU}
+            return Comparison("op", name, {"trimask": lambda: 1}, lambda a, b: "", absent=absent).rows(1, quick=False)
 
-    planned = [("op: cheap", 0.0, lambda: case("cheap")), ("op: dear", 100.0, lambda: case("dear"))]
+        return Planned("op", name, seconds, rows)
+
+    planned = [case("cheap", 0.0), case("dear", 100.0)]
     (ours, peer), (left,) = bounded(planned, threads=1, quick=False, seconds=60)
     assert made == ["cheap"]
     assert ours.p50_ms is not None
@@ -141,6 +144,7 @@ def test_what_there_is_no_memory_for_is_named(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_every_subject_lists_what_needs_a_gpu() -> None:
-    for one in bench_ops.comparisons(quick=True):
+    for *_, make in bench_ops.plan(quick=True):
+        one = make()
         assert one.absent["trimask, Triton"] == NEEDS_A_GPU, one.case
         assert len({*one.implementations, *one.absent}) == len(one.implementations) + len(one.absent)
