@@ -18,7 +18,6 @@ SUBJECTS = {
     "training": "a step of training on a CPU",
     "gpu": "the ops and whole models on a GPU",
     "check": "the tests that need a GPU, then the ops and models on it, into one file",
-    "page": "measure nothing: write a page of HTML about files of results",
     "tables": "measure nothing: rewrite the tables of the documents of a checkout from its files of results",
 }
 PARTS = ("roi", "boxes", "pixels", "gradients", "models")  # of what is measured on a GPU
@@ -36,9 +35,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="CPU threads (%(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows and the machine there")
     parser.add_argument("--quick", action="store_true", help="small inputs, two rounds: a check, not a measurement")
-    group = parser.add_argument_group("page")
-    group.add_argument("--files", nargs="+", type=Path, metavar="FILE", help="by default all that were committed")
-    group.add_argument("--html", type=Path, default=Path("report.html"), metavar="FILE", help="(%(default)s)")
     group = parser.add_argument_group("gpu, check")
     group.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: to try them without a GPU")
     parts = ("tests", *PARTS)
@@ -58,12 +54,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from .check import check
 
             return check(options.device, options.quick, options.only, options.json, 60 * options.minutes)
-        if options.subject == "page":
-            from .page import write_page
-
-            files = options.files or sorted(Path(__file__).with_name("results").glob("*.json"))
-            print(write_page(files, options.html))
-            return 0
         if options.subject == "tables":
             from .tables import rewrite
 

@@ -4,7 +4,7 @@ write_page([Path("benchmarks/results/cpu-epyc-ops-1-thread.json")], Path("report
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import TypeVar
@@ -17,7 +17,8 @@ from .charts.markup import Child, node, render
 from .charts.plots import scrolling, style_of
 from .charts.roofline import Kernel, bandwidth, kernels, roofline
 from .charts.scales import figure, per_second
-from .comparisons import Comparison, Results, Sweep, Values, comparisons, is_ours, read_results, sweeps, verdict
+from .grouping import SideBySide, Sweep, is_ours, side_by_side, sweeps, verdict
+from .results import Results, Row, read_results
 
 __all__ = ["write_page"]
 
@@ -69,13 +70,14 @@ def write_page(files: Sequence[Path], target: Path) -> Path:
     """
     if not files:
         raise ValueError("files: expected at least one file of results, got none")
-    text = render(_page([read_results(Path(file)) for file in files]))
+    text = render(_page({file: read_results(file) for file in files}))
     target.parent.mkdir(parents=True, exist_ok=True)
     return write_whole(target, lambda file: file.write(text.encode()))
 
 
-def _page(found: Sequence[Results]) -> Element:
-    links = (node("li", node("a", _name(results), href=f"#file-{i}")) for i, results in enumerate(found))
+def _page(found: Mapping[Path, Results]) -> Element:
+    links = (node("li", node("a", file.stem, href=f"#file-{i}")) for i, file in enumerate(found))
+    sections = (_section(file.stem, results, f"file-{i}") for i, (file, results) in enumerate(found.items()))
     return node(
         "html",
         node(
@@ -94,20 +96,19 @@ def _page(found: Sequence[Results]) -> Element:
                 node("p", _METHOD),
                 node("nav", node("ul", *links), aria_label="files of results"),
             ),
-            node("main", *(_section(results, f"file-{i}") for i, results in enumerate(found))),
+            node("main", *sections),
         ),
         lang="en",
     )
 
 
-def _section(results: Results, anchor: str) -> Element:
-    found = comparisons(results.rows)
-    styles = style_of(row["implementation"] for row in results.rows)
+def _section(name: str, results: Results, anchor: str) -> Element:
+    found = side_by_side(results.rows)
     grown = sweeps(found)
     parts = [
         ("Beside torchvision", _ratio_figures(found)),
-        ("Latency against batch", _sweep_figures([one for one in grown if one.variable == "batch"], styles)),
-        ("Cost as the work grows", _sweep_figures([one for one in grown if one.variable != "batch"], styles)),
+        ("Latency against batch", _sweep_figures([one for one in grown if one.variable == "batch"])),
+        ("Cost as the work grows", _sweep_figures([one for one in grown if one.variable != "batch"])),
         ("Beside the machine's ceilings", _ceiling_figures(results)),
         ("Where the time goes", _stage_figures(results.rows)),
         ("All figures", _tables(results.rows)),
@@ -116,25 +117,22 @@ def _section(results: Results, anchor: str) -> Element:
     links = (node("li", node("a", title, href=f"#{place}")) for title, _, place in shown)
     return node(
         "section",
-        node("h2", _name(results)),
+        node("h2", name),
         _head(results),
         _summary(found),
-        node("nav", node("ul", *links), aria_label=_name(results)) if shown else node("p", "The file has no rows."),
+        node("nav", node("ul", *links), aria_label=name) if shown else node("p", "The file has no rows."),
         *(node("section", node("h3", title), *children, id=place) for title, children, place in shown),
         id=anchor,
     )
 
 
-def _name(results: Results) -> str:
-    return results.path.stem
-
-
 def _head(results: Results) -> Element:
     """The machine, the versions, the method."""
-    facts, ceilings = results.environment, results.ceilings
+    facts, ceilings = results.environment, results.ceilings or {}
+    tests = results.more.get("tests") or {}
     versions = facts.get("versions") or {}
-    devices = list(dict.fromkeys(str(row["device"]) for row in results.rows if row["device"]))
-    threads = sorted({row["threads"] for row in results.rows if row["threads"]})
+    devices = list(dict.fromkeys(str(row.device) for row in results.rows if row.device))
+    threads = sorted({row.threads for row in results.rows if row.threads})
     plural = "" if threads == [1] else "s"
     absent = [name for name, version in versions.items() if not version]
     present = [f"{name} {version}" for name, version in versions.items() if version]
@@ -155,7 +153,10 @@ def _head(results: Results) -> Element:
         "Commit": _joined(facts.get("commit")),
         "Measured": _joined(facts.get("time")),
         "Ceilings, same run": _joined(*measured),
-        "Unfinished": _joined(*results.unfinished),
+        "Tests of the kernels": _joined(
+            *(f"{tests[one]} {one}" for one in ("passed", "failed", "skipped") if one in tests)
+        ),
+        "Unfinished": _joined(*(results.more.get("unfinished") or [])),
     }
     cells = (part for name, text in lines.items() if text for part in (node("dt", name), node("dd", text)))
     clocks = " ".join(_CLOCKS[device] for device in devices if device in _CLOCKS)
@@ -166,7 +167,7 @@ def _joined(*texts: object) -> str:
     return ", ".join(str(text) for text in texts if text)
 
 
-def _summary(found: Sequence[Comparison]) -> Element | None:
+def _summary(found: Sequence[SideBySide]) -> Element | None:
     """How often each of our implementations won and lost, then what lost, what was wrong and what is missing."""
     counts: dict[str, Counter[str]] = {}
     listed: dict[str, list[str]] = {"slower": [], "wrong": [], "missing": []}
@@ -174,7 +175,7 @@ def _summary(found: Sequence[Comparison]) -> Element | None:
         for row in comparison.rows:
             outcome = verdict(row)
             if is_ours(row):
-                counts.setdefault(row["implementation"], Counter())[outcome] += 1
+                counts.setdefault(row.implementation, Counter())[outcome] += 1
             if outcome in listed and (is_ours(row) or outcome != "slower"):
                 listed[outcome].append(_in_words(comparison, row))
     if not found:
@@ -205,13 +206,13 @@ def _count(kind: str, count: int) -> Element:
     return node("td", str(count), class_=kind if count else "none")
 
 
-def _in_words(comparison: Comparison, row: Values) -> str:
-    ratio = f"{row['ratio_to_torchvision']:.2f}x" if verdict(row) == "slower" else ""
-    name = f"{comparison.subject}: {_joined(comparison.case, comparison.dtype)}: {row['implementation']}"
-    return f"{name}: {_joined(ratio, row['note'])}".removesuffix(": ")
+def _in_words(comparison: SideBySide, row: Row) -> str:
+    ratio = f"{row.ratio_to_torchvision:.2f}x" if verdict(row) == "slower" else ""
+    name = f"{comparison.subject}: {_joined(comparison.case, comparison.dtype)}: {row.implementation}"
+    return f"{name}: {_joined(ratio, row.note)}".removesuffix(": ")
 
 
-def _ratio_figures(found: Sequence[Comparison]) -> list[Element]:
+def _ratio_figures(found: Sequence[SideBySide]) -> list[Element]:
     return [
         _folded(f"{subject}, {len(group)} {'case' if len(group) == 1 else 'cases'}", ratios(subject, group), len(group))
         for subject, group in _by_subject(found, lambda comparison: comparison.subject)
@@ -229,15 +230,17 @@ def _folded(title: str, content: Element, size: int) -> Element:
     return node("details", node("summary", title), content, open="open" if size <= _MANY else None)
 
 
-def _sweep_figures(found: Sequence[Sweep], styles: dict[str, int]) -> list[Element]:
-    return [
-        node("div", node("h4", subject), node("div", *(growth(sweep, styles) for sweep in group), class_="many"))
-        for subject, group in _by_subject(found, lambda sweep: sweep.subject)
-    ]
+def _sweep_figures(found: Sequence[Sweep]) -> list[Element]:
+    figures = []
+    for subject, group in _by_subject(found, lambda sweep: sweep.subject):
+        styles = style_of(name for sweep in group for name in sweep.lines)
+        charts = node("div", *(growth(sweep, styles) for sweep in group), class_="many")
+        figures.append(_folded(f"{subject}, {len(group)} chart{'s' * (len(group) > 1)}", charts, len(group)))
+    return figures
 
 
 def _ceiling_figures(results: Results) -> list[Element]:
-    ceilings = results.ceilings
+    ceilings = results.ceilings or {}
     copy = ceilings.get("copy_bytes_per_s")
     found = kernels(results.rows, ceilings)
     if not found or not copy:
@@ -246,45 +249,45 @@ def _ceiling_figures(results: Results) -> list[Element]:
     alone: list[Kernel] = [kernel for kernel in found if not kernel.flops_per_s]
     bars = [
         _folded(f"{subject}: bytes that must move", bandwidth(subject, group, copy), len(group))
-        for subject, group in _by_subject(alone, lambda kernel: kernel.row["subject"])
+        for subject, group in _by_subject(alone, lambda kernel: kernel.row.subject)
     ]
     return [*([roof] if roof is not None else []), *bars]
 
 
-def _stage_figures(rows: Sequence[Values]) -> list[Element]:
-    staged = [row for row in rows if row["stages_ms"]]
+def _stage_figures(rows: Sequence[Row]) -> list[Element]:
+    staged = [row for row in rows if row.stages_ms]
     return [_folded(f"{len(staged)} calls", stages(staged), len(staged))] if staged else []
 
 
-def _tables(rows: Sequence[Values]) -> list[Element]:
+def _tables(rows: Sequence[Row]) -> list[Element]:
     return [
         node("details", node("summary", f"{subject}, {len(group)} rows"), _table(subject, group))
-        for subject, group in _by_subject(rows, lambda row: row["subject"])
+        for subject, group in _by_subject(rows, lambda row: row.subject)
     ]
 
 
-def _table(subject: str, rows: Sequence[Values]) -> Element:
-    columns = [column for column in _COLUMNS if any(row[column[1]] is not None for row in rows)]
+def _table(subject: str, rows: Sequence[Row]) -> Element:
+    columns = [column for column in _COLUMNS if any(getattr(row, column[1]) is not None for row in rows)]
     names = ("implementation", "dtype", *(name for name, _, _ in columns), "note")
     head = node("tr", *(_th(name) for name in names))
     bodies = []
-    for case, group in groupby(rows, key=lambda row: row["case"]):
+    for case, group in groupby(rows, key=lambda row: row.case):
         title = node("tr", node("th", node("span", case), colspan=len(names), scope="colgroup", class_="case"))
         bodies.append(node("tbody", title, *(_table_row(row, columns) for row in group)))
     return scrolling(node("table", node("thead", head), *bodies), f"{subject}: all figures")
 
 
-def _table_row(row: Values, columns: Sequence[tuple[str, str, float]]) -> Element:
+def _table_row(row: Row, columns: Sequence[tuple[str, str, float]]) -> Element:
     outcome = verdict(row)
     cells: list[Child] = []
     for _, field, divisor in columns:
-        value = row[field]
+        value = getattr(row, field)
         lost = field == "ratio_to_torchvision" and is_ours(row) and outcome == "slower"
         text = "" if value is None else figure(value / divisor)
         cells.append(node("td", f"▼ {text}" if lost else text, class_="slower" if lost else None))
-    note = _joined("WRONG" if outcome == "wrong" else None, row["note"])
-    name = node("th", row["implementation"], scope="row")
-    return node("tr", name, node("td", row["dtype"]), *cells, node("td", note, class_="note"), class_=outcome)
+    note = _joined("WRONG" if outcome == "wrong" else None, row.note)
+    name = node("th", row.implementation, scope="row")
+    return node("tr", name, node("td", row.dtype), *cells, node("td", note, class_="note"), class_=outcome)
 
 
 def _th(name: str) -> Element:

@@ -13,12 +13,14 @@ from pathlib import Path
 
 from ..engine.model.files import write_whole
 from .charts.scales import figure
-from .comparisons import Results, Values, comparisons, read_results, verdict
+from .grouping import side_by_side, verdict
+from .results import PEER, Results, Row, read_results
 
 __all__ = ["TABLES", "Line", "Pick", "rewrite", "rewritten"]
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = ("README.md", "docs/performance.md")
+_File = tuple[Path, Results]
 _BLOCK = re.compile(r"(<!-- table: (\S+)(?: (\S+))? -->\n).*?(<!-- /table -->)", re.DOTALL)
 
 
@@ -36,7 +38,7 @@ class Pick:
     subject: str
     case: str
     ours: str = "trimask"
-    peer: str = "torchvision"
+    peer: str = PEER
     dtype: str | None = None
 
 
@@ -123,64 +125,66 @@ def _write(path: Path, text: str) -> Path:
 
 def rewritten(text: str, folder: Path) -> str:
     """A document with its tables made from the files of a folder."""
-    files: dict[str, Results] = {}
+    results: dict[Path, Results] = {}
 
-    def results(name: str) -> Results:
-        if name not in files:
-            files[name] = read_results(folder / f"{name}.json")
-        return files[name]
+    def read(name: str) -> _File:
+        file = folder / f"{name}.json"
+        if file not in results:
+            results[file] = read_results(file)
+        return file, results[file]
 
     def block(match: re.Match[str]) -> str:
         start, name, subject, end = match.groups()
         chosen = TABLES.get(name)
-        lines = _chosen(chosen, results) if chosen else _whole(results(name), subject)
+        lines = _chosen(chosen, read) if chosen else _whole(read(name), subject)
         return f"{start}{lines}\n{end}"
 
     return _BLOCK.sub(block, text)
 
 
-def _chosen(lines: Sequence[Line], results: Callable[[str], Results]) -> str:
+def _chosen(lines: Sequence[Line], read: Callable[[str], _File]) -> str:
     """The chosen lines, and where they were measured."""
     body = []
     for line in lines:
-        pairs = [(pick, *_rows(results(pick.file), pick)) for pick in line.picks]
-        peers = " / ".join(figure(peer["p50_ms"]) for _, _, peer in pairs)
+        pairs = [(pick, *_rows(read(pick.file), pick)) for pick in line.picks]
+        peers = " / ".join(_time(peer) for _, _, peer in pairs)
         times = " / ".join(_time(ours) for _, ours, _ in pairs)
         ratios = " / ".join(_ratio(ours, peer) for _, ours, peer in pairs)
-        work = line.work.format(note=pairs[0][1]["note"])
+        work = line.work.format(note=pairs[0][1].note)
         body.append((work, f"{line.picks[0].peer} {peers}", times, ratios))
-    files = [results(name) for name in dict.fromkeys(pick.file for line in lines for pick in line.picks)]
+    files = [read(name) for name in dict.fromkeys(pick.file for line in lines for pick in line.picks)]
     return f"{_markdown(('Work', 'peer, ms', 'trimask, ms', 'ratio'), body)}\n\n{_origin(files)}\n"
 
 
-def _rows(results: Results, pick: Pick) -> tuple[Values, Values]:
+def _rows(source: _File, pick: Pick) -> tuple[Row, Row]:
     """Ours and the peer's, which must have been timed."""
-    of_subject = [one for one in comparisons(results.rows) if one.subject == pick.subject]
+    file, results = source
+    of_subject = [one for one in side_by_side(results.rows) if one.subject == pick.subject]
     found = []
     for comparison in of_subject:
-        rows = {row["implementation"]: row for row in comparison.rows}
+        rows = {row.implementation: row for row in comparison.rows}
         fits = fnmatchcase(comparison.case, pick.case) and pick.dtype in (None, comparison.dtype)
         if fits and pick.ours in rows and pick.peer in rows:
             found.append((rows[pick.ours], rows[pick.peer]))
     if len(found) != 1:
         cases = "; ".join(f"{one.case} ({one.dtype})" for one in of_subject)
-        raise ValueError(f"{results.path}: expected one case that fits {pick}, got {len(found)} of: {cases or 'none'}")
+        raise ValueError(f"{file}: expected one case that fits {pick}, got {len(found)} of: {cases or 'none'}")
     ours, peer = found[0]
-    if peer["p50_ms"] is None:
-        raise ValueError(f"{results.path}: {peer['case']}: expected a time of {pick.peer}, got {peer['note']!r}")
+    if peer.p50_ms is None:
+        raise ValueError(f"{file}: {peer.case}: expected a time of {pick.peer}, got {peer.note!r}")
     return ours, peer
 
 
-def _time(row: Values) -> str:
-    return "**WRONG**" if verdict(row) == "wrong" else figure(row["p50_ms"]) if row["p50_ms"] else "not timed"
+def _time(row: Row) -> str:
+    return "**WRONG**" if verdict(row) == "wrong" else figure(row.p50_ms) if row.p50_ms else "not timed"
 
 
-def _ratio(ours: Values, peer: Values) -> str:
+def _ratio(ours: Row, peer: Row) -> str:
     """The median of the rounds' ratios where there is one, else that of the medians; losses are bold."""
-    if ours["p50_ms"] is None:
+    if ours.p50_ms is None or peer.p50_ms is None:
         return "-"
-    ratio = ours["ratio_to_torchvision"] if peer["implementation"] == "torchvision" else None
-    return _times(ratio or peer["p50_ms"] / ours["p50_ms"])
+    ratio = ours.ratio_to_torchvision if peer.implementation == PEER else None
+    return _times(ratio or peer.p50_ms / ours.p50_ms)
 
 
 def _times(ratio: float) -> str:
@@ -188,20 +192,23 @@ def _times(ratio: float) -> str:
     return f"**{text}**" if ratio < 1 else text
 
 
-def _whole(results: Results, subject: str | None) -> str:
+def _whole(source: _File, subject: str | None) -> str:
     """Every row of a file."""
-    rows = [row for row in results.rows if subject in (None, row["subject"])]
+    file, results = source
+    rows = [row for row in results.rows if subject in (None, row.subject)]
     if not rows:
-        raise ValueError(f"{results.path}: expected rows of {subject or 'any subject'}, got none")
+        raise ValueError(f"{file}: expected rows of {subject or 'any subject'}, got none")
     body = []
     for row in rows:
-        spread = [figure(row[name]) for name in ("p20_ms", "p50_ms", "p80_ms") if row[name] is not None]
-        ratio = _times(row["ratio_to_torchvision"]) if row["ratio_to_torchvision"] else ""
+        spread = [
+            figure(getattr(row, name)) for name in ("p20_ms", "p50_ms", "p80_ms") if getattr(row, name) is not None
+        ]
+        ratio = _times(row.ratio_to_torchvision) if row.ratio_to_torchvision else ""
         wrong = verdict(row) == "wrong"
-        work = [*([] if subject else [row["subject"]]), row["case"], row["implementation"], row["dtype"]]
-        body.append((*work, "**WRONG**" if wrong else " / ".join(spread), "" if wrong else ratio, row["note"]))
+        work = [*([] if subject else [row.subject]), row.case, row.implementation, row.dtype]
+        body.append((*work, "**WRONG**" if wrong else " / ".join(spread), "" if wrong else ratio, row.note))
     head = [*([] if subject else ["op"]), "case", "implementation", "dtype", "p20 / p50 / p80, ms", "ratio", "note"]
-    return f"{_markdown(head, body)}\n\n{_origin([results])}\n"
+    return f"{_markdown(head, body)}\n\n{_origin([source])}\n"
 
 
 def _markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
@@ -214,14 +221,16 @@ def _cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
 
 
-def _origin(files: Sequence[Results]) -> str:
+def _origin(sources: Sequence[_File]) -> str:
     """Where, with what and when: once each."""
+
+    files = [results for _, results in sources]
 
     def said(values: Sequence[object]) -> str:
         return ", ".join(dict.fromkeys(str(value) for value in values if value))
 
     machines = said([one.environment.get("gpu") or one.environment.get("machine") for one in files])
-    threads = said([row["threads"] for one in files for row in one.rows if row["device"] == "cpu"])
+    threads = said([row.threads for one in files for row in one.rows if row.device == "cpu"])
     versions = said(
         [
             f"{name} {version}"
@@ -232,5 +241,5 @@ def _origin(files: Sequence[Results]) -> str:
     )
     commits = said([str(one.environment.get("commit") or "")[:7] for one in files])
     threads = f", {threads} thread{'' if threads == '1' else 's'}" if threads else ""
-    names = ", ".join(f"`{one.path.name}`" for one in files)
+    names = ", ".join(f"`{file.name}`" for file, _ in sources)
     return f"p50; {machines}{threads}; {versions}; commit {commits}; from {names}."

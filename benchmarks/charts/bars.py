@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from xml.etree.ElementTree import Element
 
-from ..comparisons import Comparison, Values, is_ours, verdict
+from ..grouping import SideBySide, is_ours, verdict
+from ..results import Row
 from .markup import Child, node
 from .plots import BAR, axis, captioned, colour, grid, legend, plot
 from .scales import Linear, LogScale, around, milliseconds, percent
@@ -13,13 +14,18 @@ __all__ = ["ratios", "stages"]
 _WORDS = {"faster": "faster", "slower": "▼ slower", "even": "even", "wrong": "WRONG", "missing": "no time"}
 
 
-def ratios(subject: str, found: Sequence[Comparison]) -> Element:
+def ratios(subject: str, found: Sequence[SideBySide]) -> Element:
     """Bars from 1 to each ratio, on one logarithmic axis for all cases of the subject."""
-    rows = [row for comparison in found for row in comparison.rows if row["p50_ms"] and row["ratio_to_torchvision"]]
-    ends = [row[name] for row in rows for name in ("ratio_to_torchvision", "ratio_low", "ratio_high") if row[name]]
+    rows = [row for comparison in found for row in comparison.rows if row.p50_ms and row.ratio_to_torchvision]
+    ends = [
+        getattr(row, name)
+        for row in rows
+        for name in ("ratio_to_torchvision", "ratio_low", "ratio_high")
+        if getattr(row, name)
+    ]
     scale = around([0.5, 2.0, *ends])
     name = "times as fast as torchvision: slower left of 1, faster right of it"
-    if any(row["ratio_low"] for row in rows):
+    if any(row.ratio_low for row in rows):
         name += "; whiskers: 95 % confidence"
     parts: list[Child] = [axis(scale.ticks(), scale, name)]
     for comparison in found:
@@ -28,37 +34,37 @@ def ratios(subject: str, found: Sequence[Comparison]) -> Element:
     return captioned(f"{subject}: times as fast as torchvision", *parts, class_="bars")
 
 
-def _contenders(comparison: Comparison) -> list[Values]:
+def _contenders(comparison: SideBySide) -> list[Row]:
     """All but the torchvision that the others are held against, where there is another."""
     others = [row for row in comparison.rows if row is not comparison.peer]
     return others or comparison.rows
 
 
-def _case(comparison: Comparison) -> Element:
+def _case(comparison: SideBySide) -> Element:
     peer = comparison.peer
-    own = f"torchvision {milliseconds(peer['p50_ms'])}" if peer else "torchvision was not timed"
+    own = f"torchvision {milliseconds(peer.p50_ms)}" if peer else "torchvision was not timed"
     return node("h4", comparison.case, node("small", f" {' · '.join(filter(None, [comparison.dtype, own]))}"))
 
 
-def _ratio_row(row: Values, comparison: Comparison, scale: LogScale) -> Element:
-    outcome, ratio = verdict(row), row["ratio_to_torchvision"]
-    drawn = ratio if row["p50_ms"] and outcome != "wrong" else None
+def _ratio_row(row: Row, comparison: SideBySide, scale: LogScale) -> Element:
+    outcome, ratio = verdict(row), row.ratio_to_torchvision
+    drawn = ratio if row.p50_ms and outcome != "wrong" else None
     bar = plot(BAR, *grid(scale.ticks(), scale, BAR, strong=1.0))
     if drawn:
         left, right = sorted((scale.at(1), scale.at(drawn)))
         bar.append(node("rect", class_="bar", x=f"{left:.2f}%", y=3, width=f"{right - left:.2f}%", height=BAR - 6))
-        if row["ratio_low"] and row["ratio_high"]:
-            bar.append(_whisker(row["ratio_low"], row["ratio_high"], scale))
+        if row.ratio_low and row.ratio_high:
+            bar.append(_whisker(row.ratio_low, row.ratio_high, scale))
     number = f"{drawn:.2f}x" if drawn and drawn < 9.95 else f"{drawn:.0f}x" if drawn else ""
     word = _WORDS.get(outcome, "") if is_ours(row) or outcome in ("wrong", "missing") else ""
-    dtype = row["dtype"] if row["dtype"] != comparison.dtype and row["dtype"] not in row["implementation"] else ""
-    notes = [dtype, row["note"], "not captured in a graph" if row["captured"] is False else ""]
+    dtype = row.dtype if row.dtype != comparison.dtype and row.dtype not in row.implementation else ""
+    notes = [dtype, row.note, "not captured in a graph" if row.captured is False else ""]
     return node(
         "li",
-        node("span", row["implementation"], class_="name"),
+        node("span", row.implementation, class_="name"),
         bar,
         node("span", " ".join(filter(None, [number, word])), class_="figure"),
-        node("span", milliseconds(row["p50_ms"]) if row["p50_ms"] else "", class_="time"),
+        node("span", milliseconds(row.p50_ms) if row.p50_ms else "", class_="time"),
         node("span", "; ".join(filter(None, notes)), class_="note") if any(notes) else None,
         class_=f"row {outcome} {'ours' if is_ours(row) else 'peer'}",
     )
@@ -72,28 +78,29 @@ def _whisker(low: float, high: float, scale: LogScale) -> Element:
     return node("g", node("title", f"95 % within {low:.3g}x to {high:.3g}x"), span, *caps, class_="whisker")
 
 
-def stages(rows: Sequence[Values]) -> Element:
+def stages(rows: Sequence[Row]) -> Element:
     """Stacked bars of the shares that the stages have of a call."""
-    names = {name: i + 1 for i, name in enumerate(dict.fromkeys(name for row in rows for name in row["stages_ms"]))}
+    staged = [(row, row.stages_ms) for row in rows if row.stages_ms]
+    names = {name: i + 1 for i, name in enumerate(dict.fromkeys(name for _, parts in staged for name in parts))}
     scale, ticks = Linear(1.0), (0.0, 0.25, 0.5, 0.75, 1.0)
     parts: list[Child] = [legend(names), axis(ticks, scale, "share of a call, launched kernel by kernel", shares=True)]
-    for row in rows:
-        total, at = sum(row["stages_ms"].values()) or 1.0, 0.0
+    for row, spent_in in staged:
+        total, at = sum(spent_in.values()) or 1.0, 0.0
         bar = plot(BAR, *grid(ticks, scale, BAR))
-        for name, spent in row["stages_ms"].items():
+        for name, spent in spent_in.items():
             place = {"x": f"{scale.at(at / total):.2f}%", "width": f"{scale.at(spent / total):.2f}%"}
             title = node("title", f"{name} {milliseconds(spent)}")
             bar.append(node("rect", title, class_=colour(names[name]), y=1, height=BAR - 2, **place))
             at += spent
-        words = (f"{name} {milliseconds(ms)} ({percent(ms / total)})" for name, ms in row["stages_ms"].items())
+        words = (f"{name} {milliseconds(ms)} ({percent(ms / total)})" for name, ms in spent_in.items())
         item = node(
             "li",
-            node("span", row["implementation"], class_="name"),
+            node("span", row.implementation, class_="name"),
             bar,
             node("span", milliseconds(at), class_="figure"),
             node("span", class_="time"),
             node("span", ", ".join(words), class_="note"),
             class_="row stacked",
         )
-        parts += [node("h4", row["case"], node("small", f" {row['dtype']}")), node("ul", item)]
+        parts += [node("h4", row.case, node("small", f" {row.dtype}")), node("ul", item)]
     return captioned("Stages of a call", *parts, class_="bars")

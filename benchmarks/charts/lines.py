@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from itertools import pairwise
 from xml.etree.ElementTree import Element
 
-from ..comparisons import Sweep
+from ..grouping import Sweep
 from .markup import node
 from .plots import captioned, colour, frame, legend, marker, plot, spread
 from .scales import LogScale, around, milliseconds, short

@@ -4,9 +4,11 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Any
 from xml.etree.ElementTree import Element
 
-from ..comparisons import Values, is_ours
+from ..grouping import is_ours
+from ..results import Row
 from .markup import Child, node
 from .plots import BAR, axis, captioned, colour, frame, grid, legend, marker, plot, scrolling
 from .scales import Linear, LogScale, around, figure, per_second, percent, ticks_within
@@ -28,7 +30,7 @@ class Kernel:
         peak: operations a second at best in its dtype; None where that was not measured.
     """
 
-    row: Values
+    row: Row
     bytes_per_s: float
     flops_per_s: float | None
     intensity: float | None
@@ -40,27 +42,19 @@ class Kernel:
         return max(best, self.flops_per_s / self.peak) if self.flops_per_s and self.peak else best
 
 
-def kernels(rows: Iterable[Values], ceilings: Values) -> list[Kernel]:
+def kernels(rows: Iterable[Row], ceilings: Mapping[str, Any]) -> list[Kernel]:
     """Those whose bytes are known and whose result was right."""
-    out = []
     peaks = ceilings.get("matrix_flops_per_s") or {}
-    for row in rows:
-        if row["least_bytes"] and row["p50_ms"] and row["correct"] is not False:
-            per_second = 1e3 / row["p50_ms"]
-            operations = row["operations"]
-            out.append(
-                Kernel(
-                    row,
-                    row["least_bytes"] * per_second,
-                    operations * per_second if operations else None,
-                    operations / row["least_bytes"] if operations else None,
-                    peaks.get(row["dtype"]),
-                )
-            )
-    return out
+    return [
+        Kernel(
+            row, moved, row.flops, row.operations / row.least_bytes if row.operations else None, peaks.get(row.dtype)
+        )
+        for row in rows
+        if row.correct is not False and row.least_bytes and (moved := row.bytes_per_s)
+    ]
 
 
-def roofline(found: Sequence[Kernel], ceilings: Values) -> Element | None:
+def roofline(found: Sequence[Kernel], ceilings: Mapping[str, Any]) -> Element | None:
     """A point for each kernel whose operations are known; the roofs are what was measured in the same run."""
     points = [(kernel, kernel.intensity, kernel.flops_per_s) for kernel in found]
     known = [(kernel, x, y) for kernel, x, y in points if x and y]
@@ -74,14 +68,12 @@ def roofline(found: Sequence[Kernel], ceilings: Values) -> Element | None:
     drawing = plot(_HEIGHT, role="img", aria_label="Roofline: operations a second over operations a byte")
     drawing.extend(frame(_HEIGHT, up.ticks(7), up, across.ticks(6), across, "FLOP/s", "FLOP a byte that must move"))
     drawing.append(_roofs(copy, peaks, across, up))
-    subjects = {
-        subject: i + 1 for i, subject in enumerate(dict.fromkeys(kernel.row["subject"] for kernel, _, _ in known))
-    }
+    subjects = {subject: i + 1 for i, subject in enumerate(dict.fromkeys(kernel.row.subject for kernel, _, _ in known))}
     for kernel, x, y in known:
         row = kernel.row
-        text = f"{row['subject']}, {row['case']}, {row['implementation']}, {row['dtype']}: {per_second(y, 'FLOP')}"
-        mark = marker(across.at(x), _HEIGHT * (1 - up.at(y) / 100), subjects[row["subject"]], text)
-        drawing.append(node("g", mark, class_=colour(subjects[row["subject"]]) + ("" if is_ours(row) else " peer")))
+        text = f"{row.subject}, {row.case}, {row.implementation}, {row.dtype}: {per_second(y, 'FLOP')}"
+        mark = marker(across.at(x), _HEIGHT * (1 - up.at(y) / 100), subjects[row.subject], text)
+        drawing.append(node("g", mark, class_=colour(subjects[row.subject]) + ("" if is_ours(row) else " peer")))
     listed = node("details", node("summary", f"the {len(known)} points"), _points([one for one, _, _ in known], copy))
     note = node("p", "filled: trimask; hollow: peers", class_="note")
     return captioned(
@@ -93,7 +85,7 @@ def _points(found: Sequence[Kernel], copy: float) -> Element:
     names = ("kernel", "dtype", "FLOP a byte", "FLOP/s", "B/s", "share of its roof")
     head = node("thead", node("tr", *(node("th", name, scope="col") for name in names)))
     bodies = []
-    for (subject, case), group in groupby(found, key=lambda kernel: (kernel.row["subject"], kernel.row["case"])):
+    for (subject, case), group in groupby(found, key=lambda kernel: (kernel.row.subject, kernel.row.case)):
         title = node("th", node("span", f"{subject}: {case}"), colspan=len(names), scope="colgroup", class_="case")
         bodies.append(node("tbody", node("tr", title), *(_point(kernel, copy) for kernel in group)))
     return scrolling(node("table", head, *bodies), "the points of the roofline")
@@ -101,13 +93,13 @@ def _points(found: Sequence[Kernel], copy: float) -> Element:
 
 def _point(kernel: Kernel, copy: float) -> Element:
     cells = (
-        kernel.row["dtype"],
+        kernel.row.dtype,
         figure(kernel.intensity or 0),
         per_second(kernel.flops_per_s or 0, "FLOP"),
         per_second(kernel.bytes_per_s, "B"),
         percent(kernel.share(copy)),
     )
-    return node("tr", node("th", kernel.row["implementation"], scope="row"), *(node("td", text) for text in cells))
+    return node("tr", node("th", kernel.row.implementation, scope="row"), *(node("td", text) for text in cells))
 
 
 def _roofs(copy: float, peaks: Mapping[str, float], across: LogScale, up: LogScale) -> Element:
@@ -141,7 +133,7 @@ def bandwidth(subject: str, found: Sequence[Kernel], copy_bytes_per_s: float) ->
     scale = Linear(top)
     name = f"share of a copy's {per_second(copy_bytes_per_s, 'B')}"
     parts: list[Child] = [axis(ticks, scale, name, shares=True)]
-    for (case, dtype), group in groupby(found, key=lambda kernel: (kernel.row["case"], kernel.row["dtype"])):
+    for (case, dtype), group in groupby(found, key=lambda kernel: (kernel.row.case, kernel.row.dtype)):
         parts.append(node("h4", case, node("small", f" {dtype}")))
         parts.append(node("ul", *(_bandwidth_row(kernel, copy_bytes_per_s, ticks, scale) for kernel in group)))
     return captioned(f"{subject}: bandwidth achieved", *parts, class_="bars")
@@ -153,7 +145,7 @@ def _bandwidth_row(kernel: Kernel, copy: float, ticks: Sequence[float], scale: L
     bar.append(node("rect", class_="bar", x=0, y=3, width=f"{scale.at(share):.2f}%", height=BAR - 6))
     return node(
         "li",
-        node("span", kernel.row["implementation"], class_="name"),
+        node("span", kernel.row.implementation, class_="name"),
         bar,
         node("span", percent(share), class_="figure"),
         node("span", per_second(kernel.bytes_per_s, "B"), class_="time"),
