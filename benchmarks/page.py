@@ -16,7 +16,7 @@ from .charts.lines import growth
 from .charts.markup import Child, node, render
 from .charts.plots import scrolling, style_of
 from .charts.roofline import Kernel, bandwidth, kernels, roofline
-from .charts.scales import figure, per_second
+from .charts.scales import figure, per_second, times
 from .grouping import SideBySide, Sweep, is_ours, side_by_side, sweeps, verdict
 from .results import Results, Row, read_results
 
@@ -207,7 +207,8 @@ def _count(kind: str, count: int) -> Element:
 
 
 def _in_words(comparison: SideBySide, row: Row) -> str:
-    ratio = f"{row.ratio_to_torchvision:.2f}x" if verdict(row) == "slower" else ""
+    lost = row.ratio_to_torchvision if verdict(row) == "slower" else None
+    ratio = times(lost) if lost else ""
     name = f"{comparison.subject}: {_joined(comparison.case, comparison.dtype)}: {row.implementation}"
     return f"{name}: {_joined(ratio, row.note)}".removesuffix(": ")
 

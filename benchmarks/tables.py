@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from ..engine.model.files import write_whole
-from .charts.scales import figure
+from .charts.scales import figure, times
 from .grouping import side_by_side, verdict
 from .results import PEER, Results, Row, read_results
 
@@ -188,7 +188,7 @@ def _ratio(ours: Row, peer: Row) -> str:
 
 
 def _times(ratio: float) -> str:
-    text = f"{ratio:.0f}x" if ratio >= 9.5 else f"{ratio:.1f}x" if ratio >= 1.05 else f"{ratio:.2f}x"
+    text = f"{ratio:.1f}x" if 1.05 <= ratio < 9.95 else times(ratio)
     return f"**{text}**" if ratio < 1 else text
 
 
