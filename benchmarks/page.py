@@ -170,14 +170,20 @@ def _joined(*texts: object) -> str:
 def _summary(found: Sequence[SideBySide]) -> Element | None:
     """How often each of our implementations won and lost, then what lost, what was wrong and what is missing."""
     counts: dict[str, Counter[str]] = {}
-    listed: dict[str, list[str]] = {"slower": [], "wrong": [], "missing": []}
+    listed: dict[str, list[str]] = {"slower": [], "wrong": []}
+    missing: Counter[tuple[str, str]] = Counter()
     for comparison in found:
         for row in comparison.rows:
             outcome = verdict(row)
             if is_ours(row):
                 counts.setdefault(row.implementation, Counter())[outcome] += 1
-            if outcome in listed and (is_ours(row) or outcome != "slower"):
+            if outcome == "missing":
+                missing[row.implementation, row.note] += 1
+            elif outcome in listed and (is_ours(row) or outcome == "wrong"):
                 listed[outcome].append(_in_words(comparison, row))
+    listed["missing"] = [
+        f"{_joined(name, note)}: {count} case{'s' * (count > 1)}" for (name, note), count in missing.items()
+    ]
     if not found:
         return None
     head = node("tr", node("th", "Cases, beside torchvision", scope="col"), *(_th(name) for name in _VERDICTS.values()))

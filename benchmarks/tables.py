@@ -77,19 +77,22 @@ TABLES: dict[str, tuple[Line, ...]] = {
         ),
         _line(
             "RoIAlign over a pyramid, 1000 x 256 x 7 x 7, channels_last",
-            _op("roi_align", _PYRAMID, ours="trimask, channels_last"),
+            _op("roi_align", _PYRAMID, ours="trimask, channels_last", dtype="float32"),
         ),
-        _line("the same, NCHW input, which must be turned first", _op("roi_align", _PYRAMID, ours="trimask, NCHW")),
+        _line(
+            "the same, NCHW input, which must be turned first",
+            _op("roi_align", _PYRAMID, ours="trimask, NCHW", dtype="float32"),
+        ),
         *(
             _line(
                 f"NMS of {count} {name}, all survivors kept / 100 kept",
-                _op("nms", f"{count} {kind}, *, all kept"),
-                _op("nms", f"{count} {kind}, *, 100 kept"),
+                _op("nms", f"{count} *{kind}, *all kept*"),
+                _op("nms", f"{count} *{kind}, *100 kept*"),
             )
             for name, kind in (("proposals", "proposals"), ("boxes on the same few objects", "crowd"))
             for count in (1000, 2000)
         ),
-        _line("NMS of 100 proposals", _op("nms", "100 proposals, *, all kept")),
+        _line("NMS of 100 proposals", _op("nms", "100 *proposals, *all kept*")),
         _line("Paste 100 masks to 800 x 1333", _op("paste_masks", "100 masks to 800 x 1333")),
         _line("COCO run lengths of them", _op("masks_to_rle", _MASKS, peer="pycocotools, dense masks")),
         _line(

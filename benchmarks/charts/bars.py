@@ -11,7 +11,7 @@ from .scales import Linear, LogScale, around, milliseconds, percent, times
 
 __all__ = ["ratios", "stages"]
 
-_WORDS = {"faster": "faster", "slower": "▼ slower", "even": "even", "wrong": "WRONG", "missing": "no time"}
+_WORDS = {"faster": "faster", "slower": "▼ slower", "even": "even", "wrong": "WRONG"}
 
 
 def ratios(subject: str, found: Sequence[SideBySide]) -> Element:
@@ -24,8 +24,13 @@ def ratios(subject: str, found: Sequence[SideBySide]) -> Element:
         name += "; whiskers: 95 % confidence"
     parts: list[Child] = [axis(scale.ticks(), scale, name) if rows else None]
     for comparison in found:
-        contenders = (_ratio_row(row, comparison, scale if rows else None) for row in _contenders(comparison))
-        parts += [_case(comparison), node("ul", *contenders)]
+        contenders = _contenders(comparison)
+        shown = (
+            _ratio_row(row, comparison, scale if rows else None) for row in contenders if verdict(row) != "missing"
+        )
+        missing = "; ".join(_missing(row) for row in contenders if verdict(row) == "missing")
+        parts += [_case(comparison), node("ul", *shown)]
+        parts.append(node("p", f"no time: {missing}", class_="note") if missing else None)
     return captioned(f"{subject}: times as fast as torchvision", *parts, class_="bars")
 
 
@@ -33,6 +38,10 @@ def _contenders(comparison: SideBySide) -> list[Row]:
     """All but the torchvision that the others are held against, where there is another."""
     others = [row for row in comparison.rows if row is not comparison.peer]
     return others or comparison.rows
+
+
+def _missing(row: Row) -> str:
+    return f"{row.implementation} ({row.note})" if row.note else row.implementation
 
 
 def _case(comparison: SideBySide) -> Element:
@@ -45,7 +54,7 @@ def _ratio_row(row: Row, comparison: SideBySide, scale: LogScale | None) -> Elem
     outcome, ratio = verdict(row), row.ratio_to_torchvision
     drawn = ratio if row.p50_ms and outcome != "wrong" else None
     number = times(drawn) if drawn else ""
-    word = _WORDS.get(outcome, "") if is_ours(row) or outcome in ("wrong", "missing") else ""
+    word = _WORDS.get(outcome, "") if is_ours(row) or outcome == "wrong" else ""
     dtype = row.dtype if row.dtype != comparison.dtype and row.dtype not in row.implementation else ""
     notes = [dtype, row.note, "not captured in a graph" if row.captured is False else ""]
     return node(
