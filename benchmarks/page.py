@@ -197,7 +197,7 @@ def _summary(found: Sequence[SideBySide]) -> Element | None:
     lists = [
         node(
             "details",
-            node("summary", f"{titles[kind]}: {len(texts)}"),
+            node("summary", f"{titles[kind]}: {sum(missing.values()) if kind == 'missing' else len(texts)}"),
             node("ul", *(node("li", text) for text in texts)),
             open="open" if kind == "wrong" else None,
             class_=kind,
