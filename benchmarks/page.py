@@ -16,7 +16,7 @@ from .charts.lines import growth
 from .charts.markup import Child, node, render
 from .charts.plots import scrolling, style_of
 from .charts.roofline import Kernel, bandwidth, kernels, roofline
-from .charts.scales import figure, per_second
+from .charts.scales import figure, per_second, times
 from .grouping import SideBySide, Sweep, is_ours, side_by_side, sweeps, verdict
 from .results import Results, Row, read_results
 
@@ -170,14 +170,20 @@ def _joined(*texts: object) -> str:
 def _summary(found: Sequence[SideBySide]) -> Element | None:
     """How often each of our implementations won and lost, then what lost, what was wrong and what is missing."""
     counts: dict[str, Counter[str]] = {}
-    listed: dict[str, list[str]] = {"slower": [], "wrong": [], "missing": []}
+    listed: dict[str, list[str]] = {"slower": [], "wrong": []}
+    missing: Counter[tuple[str, str]] = Counter()
     for comparison in found:
         for row in comparison.rows:
             outcome = verdict(row)
             if is_ours(row):
                 counts.setdefault(row.implementation, Counter())[outcome] += 1
-            if outcome in listed and (is_ours(row) or outcome != "slower"):
+            if outcome == "missing":
+                missing[row.implementation, row.note] += 1
+            elif outcome in listed and (is_ours(row) or outcome == "wrong"):
                 listed[outcome].append(_in_words(comparison, row))
+    listed["missing"] = [
+        f"{_joined(name, note)}: {count} case{'s' * (count > 1)}" for (name, note), count in missing.items()
+    ]
     if not found:
         return None
     head = node("tr", node("th", "Cases, beside torchvision", scope="col"), *(_th(name) for name in _VERDICTS.values()))
@@ -191,7 +197,7 @@ def _summary(found: Sequence[SideBySide]) -> Element | None:
     lists = [
         node(
             "details",
-            node("summary", f"{titles[kind]}: {len(texts)}"),
+            node("summary", f"{titles[kind]}: {sum(missing.values()) if kind == 'missing' else len(texts)}"),
             node("ul", *(node("li", text) for text in texts)),
             open="open" if kind == "wrong" else None,
             class_=kind,
@@ -207,7 +213,8 @@ def _count(kind: str, count: int) -> Element:
 
 
 def _in_words(comparison: SideBySide, row: Row) -> str:
-    ratio = f"{row.ratio_to_torchvision:.2f}x" if verdict(row) == "slower" else ""
+    lost = row.ratio_to_torchvision if verdict(row) == "slower" else None
+    ratio = times(lost) if lost else ""
     name = f"{comparison.subject}: {_joined(comparison.case, comparison.dtype)}: {row.implementation}"
     return f"{name}: {_joined(ratio, row.note)}".removesuffix(": ")
 

@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from ..engine.model.files import write_whole
-from .charts.scales import figure
+from .charts.scales import figure, times
 from .grouping import side_by_side, verdict
 from .results import PEER, Results, Row, read_results
 
@@ -77,19 +77,22 @@ TABLES: dict[str, tuple[Line, ...]] = {
         ),
         _line(
             "RoIAlign over a pyramid, 1000 x 256 x 7 x 7, channels_last",
-            _op("roi_align", _PYRAMID, ours="trimask, channels_last"),
+            _op("roi_align", _PYRAMID, ours="trimask, channels_last", dtype="float32"),
         ),
-        _line("the same, NCHW input, which must be turned first", _op("roi_align", _PYRAMID, ours="trimask, NCHW")),
+        _line(
+            "the same, NCHW input, which must be turned first",
+            _op("roi_align", _PYRAMID, ours="trimask, NCHW", dtype="float32"),
+        ),
         *(
             _line(
                 f"NMS of {count} {name}, all survivors kept / 100 kept",
-                _op("nms", f"{count} {kind}, *, all kept"),
-                _op("nms", f"{count} {kind}, *, 100 kept"),
+                _op("nms", f"{count} *{kind}, *all kept*"),
+                _op("nms", f"{count} *{kind}, *100 kept*"),
             )
             for name, kind in (("proposals", "proposals"), ("boxes on the same few objects", "crowd"))
             for count in (1000, 2000)
         ),
-        _line("NMS of 100 proposals", _op("nms", "100 proposals, *, all kept")),
+        _line("NMS of 100 proposals", _op("nms", "100 *proposals, *all kept*")),
         _line("Paste 100 masks to 800 x 1333", _op("paste_masks", "100 masks to 800 x 1333")),
         _line("COCO run lengths of them", _op("masks_to_rle", _MASKS, peer="pycocotools, dense masks")),
         _line(
@@ -188,7 +191,7 @@ def _ratio(ours: Row, peer: Row) -> str:
 
 
 def _times(ratio: float) -> str:
-    text = f"{ratio:.0f}x" if ratio >= 9.5 else f"{ratio:.1f}x" if ratio >= 1.05 else f"{ratio:.2f}x"
+    text = f"{ratio:.1f}x" if 1.05 <= ratio < 9.95 else times(ratio)
     return f"**{text}**" if ratio < 1 else text
 
 

@@ -7,30 +7,30 @@ from ..grouping import SideBySide, is_ours, verdict
 from ..results import Row
 from .markup import Child, node
 from .plots import BAR, axis, captioned, colour, grid, legend, plot
-from .scales import Linear, LogScale, around, milliseconds, percent
+from .scales import Linear, LogScale, around, milliseconds, percent, times
 
 __all__ = ["ratios", "stages"]
 
-_WORDS = {"faster": "faster", "slower": "▼ slower", "even": "even", "wrong": "WRONG", "missing": "no time"}
+_WORDS = {"faster": "faster", "slower": "▼ slower", "even": "even", "wrong": "WRONG"}
 
 
 def ratios(subject: str, found: Sequence[SideBySide]) -> Element:
     """Bars from 1 to each ratio, on one logarithmic axis for all cases of the subject."""
     rows = [row for comparison in found for row in comparison.rows if row.p50_ms and row.ratio_to_torchvision]
-    ends = [
-        getattr(row, name)
-        for row in rows
-        for name in ("ratio_to_torchvision", "ratio_low", "ratio_high")
-        if getattr(row, name)
-    ]
+    ends = [end for row in rows for end in (row.ratio_to_torchvision, row.ratio_low, row.ratio_high) if end]
     scale = around([0.5, 2.0, *ends])
     name = "times as fast as torchvision: slower left of 1, faster right of it"
     if any(row.ratio_low for row in rows):
         name += "; whiskers: 95 % confidence"
-    parts: list[Child] = [axis(scale.ticks(), scale, name)]
+    parts: list[Child] = [axis(scale.ticks(), scale, name) if rows else None]
     for comparison in found:
-        parts.append(_case(comparison))
-        parts.append(node("ul", *(_ratio_row(row, comparison, scale) for row in _contenders(comparison))))
+        contenders = _contenders(comparison)
+        shown = (
+            _ratio_row(row, comparison, scale if rows else None) for row in contenders if verdict(row) != "missing"
+        )
+        missing = "; ".join(_missing(row) for row in contenders if verdict(row) == "missing")
+        parts += [_case(comparison), node("ul", *shown)]
+        parts.append(node("p", f"no time: {missing}", class_="note") if missing else None)
     return captioned(f"{subject}: times as fast as torchvision", *parts, class_="bars")
 
 
@@ -40,34 +40,42 @@ def _contenders(comparison: SideBySide) -> list[Row]:
     return others or comparison.rows
 
 
+def _missing(row: Row) -> str:
+    return f"{row.implementation} ({row.note})" if row.note else row.implementation
+
+
 def _case(comparison: SideBySide) -> Element:
     peer = comparison.peer
     own = f"torchvision {milliseconds(peer.p50_ms)}" if peer else "torchvision was not timed"
     return node("h4", comparison.case, node("small", f" {' · '.join(filter(None, [comparison.dtype, own]))}"))
 
 
-def _ratio_row(row: Row, comparison: SideBySide, scale: LogScale) -> Element:
+def _ratio_row(row: Row, comparison: SideBySide, scale: LogScale | None) -> Element:
     outcome, ratio = verdict(row), row.ratio_to_torchvision
     drawn = ratio if row.p50_ms and outcome != "wrong" else None
-    bar = plot(BAR, *grid(scale.ticks(), scale, BAR, strong=1.0))
-    if drawn:
-        left, right = sorted((scale.at(1), scale.at(drawn)))
-        bar.append(node("rect", class_="bar", x=f"{left:.2f}%", y=3, width=f"{right - left:.2f}%", height=BAR - 6))
-        if row.ratio_low and row.ratio_high:
-            bar.append(_whisker(row.ratio_low, row.ratio_high, scale))
-    number = f"{drawn:.2f}x" if drawn and drawn < 9.95 else f"{drawn:.0f}x" if drawn else ""
-    word = _WORDS.get(outcome, "") if is_ours(row) or outcome in ("wrong", "missing") else ""
+    number = times(drawn) if drawn else ""
+    word = _WORDS.get(outcome, "") if is_ours(row) or outcome == "wrong" else ""
     dtype = row.dtype if row.dtype != comparison.dtype and row.dtype not in row.implementation else ""
     notes = [dtype, row.note, "not captured in a graph" if row.captured is False else ""]
     return node(
         "li",
         node("span", row.implementation, class_="name"),
-        bar,
+        _bar(row, drawn, scale) if scale else node("span"),
         node("span", " ".join(filter(None, [number, word])), class_="figure"),
         node("span", milliseconds(row.p50_ms) if row.p50_ms else "", class_="time"),
         node("span", "; ".join(filter(None, notes)), class_="note") if any(notes) else None,
         class_=f"row {outcome} {'ours' if is_ours(row) else 'peer'}",
     )
+
+
+def _bar(row: Row, ratio: float | None, scale: LogScale) -> Element:
+    bar = plot(BAR, *grid(scale.ticks(), scale, BAR, strong=1.0))
+    if ratio:
+        left, right = sorted((scale.at(1), scale.at(ratio)))
+        bar.append(node("rect", class_="bar", x=f"{left:.2f}%", y=3, width=f"{right - left:.2f}%", height=BAR - 6))
+        if row.ratio_low and row.ratio_high:
+            bar.append(_whisker(row.ratio_low, row.ratio_high, scale))
+    return bar
 
 
 def _whisker(low: float, high: float, scale: LogScale) -> Element:

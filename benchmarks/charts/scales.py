@@ -4,7 +4,18 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["Linear", "LogScale", "around", "figure", "milliseconds", "per_second", "percent", "short", "ticks_within"]
+__all__ = [
+    "Linear",
+    "LogScale",
+    "around",
+    "figure",
+    "milliseconds",
+    "per_second",
+    "percent",
+    "short",
+    "ticks_within",
+    "times",
+]
 
 _STEPS = (1, 2, 5)
 
@@ -98,3 +109,8 @@ def per_second(value: float, unit: str) -> str:
         if value >= size:
             return f"{value / size:.3g} {prefix}{unit}/s"
     return f"{value:.3g} {unit}/s"
+
+
+def times(ratio: float) -> str:
+    """0.0064x, 0.17x, 2.88x, 39x."""
+    return f"{ratio:.0f}x" if ratio >= 9.95 else f"{ratio:.2f}x" if ratio >= 0.0995 else f"{ratio:.2g}x"
