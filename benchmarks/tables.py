@@ -62,6 +62,14 @@ def _model(case: str, **names: str) -> Pick:
     return Pick("cpu-epyc-models-1-thread", "models", case, **names)
 
 
+def _gpu(subject: str, case: str, **names: str) -> Pick:
+    return Pick("gpu-nvidia-h200-ops", subject, case, **names)
+
+
+def _whole_gpu(subject: str, case: str, dtype: str) -> Pick:
+    return Pick("gpu-nvidia-h200", subject, case, dtype=dtype)
+
+
 _R50 = "ResNet-50 FPN, 400 x 600 at 800 x 1200, "
 _PYRAMID = "1000 RoIs x 256 x 7 x 7, *"
 _MASKS = "100 masks of 800 x 1333 *"
@@ -99,6 +107,47 @@ TABLES: dict[str, tuple[Line, ...]] = {
             "the same, beside dense masks that are column-major already",
             _op("masks_to_rle", _MASKS, peer="pycocotools, columns first"),
         ),
+    ),
+    "gpu": (
+        _line(
+            "Picture to run lengths, ResNet-50 FPN, float16, 800 x 1344; batch 1 / 8",
+            _whole_gpu("models", "ResNet-50 FPN, 1 x 800 x 1344", "float16"),
+            _whole_gpu("models", "ResNet-50 FPN, 8 x 800 x 1344", "float16"),
+        ),
+        _line(
+            "Training step, ResNet-50 FPN, 800 x 1344; 2 in TF32 / 8 in bfloat16",
+            _whole_gpu("training", "ResNet-50 FPN, 2 x 800 x 1344", "tf32"),
+            _whole_gpu("training", "ResNet-50 FPN, 8 x 800 x 1344", "bfloat16"),
+        ),
+        _line(
+            "RoIAlign over a pyramid, 1000 x 256 x 7 x 7, float16; 2 samples / adaptive",
+            _gpu("roi_align", f"{_PYRAMID}sampling ratio 2", ours="trimask, channels_last", dtype="float16"),
+            _gpu("roi_align", f"{_PYRAMID}adaptive, aligned", ours="trimask, channels_last", dtype="float16"),
+        ),
+        _line(
+            "the same, float32, channels_last / NCHW input",
+            _gpu("roi_align", f"{_PYRAMID}sampling ratio 2", ours="trimask, channels_last", dtype="float32"),
+            _gpu("roi_align", f"{_PYRAMID}sampling ratio 2", ours="trimask, NCHW", dtype="float32"),
+        ),
+        _line(
+            "its gradient, float32; 2 samples / adaptive",
+            _gpu("roi_align_backward", "*sampling ratio 2", dtype="float32"),
+            _gpu("roi_align_backward", "*adaptive, aligned", dtype="float32"),
+        ),
+        _line("`roi_align` of one NCHW map, 1000 x 256 x 7 x 7", _gpu("roi_align", "drop-in, *")),
+        _line("`roi_pool` of one NCHW map, 1000 x 256 x 7 x 7", _gpu("roi_pool", "*")),
+        _line(
+            "NMS of 5 levels of 2000 proposals / of 1000 x 80 class scores",
+            _gpu("nms", "5 levels of 2000 proposals, *"),
+            _gpu("nms", "detections: *"),
+        ),
+        _line(
+            "`nms` of 1000 boxes on the same few objects / of 10000 proposals",
+            _gpu("nms", "1000 boxes, crowd, *"),
+            _gpu("nms", "10000 boxes, proposals, *"),
+        ),
+        _line("Paste 100 masks to 800 x 1333", _gpu("paste_masks", "100 masks to 800 x 1333, torchvision's rule")),
+        _line("COCO run lengths of them", _gpu("masks_to_rle", "100 masks of 800 x 1333*")),
     ),
 }
 
