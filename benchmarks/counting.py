@@ -19,6 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
+from ..kernels import epilogue  # registers an op that is counted below
+
 __all__ = ["Counts", "computes", "counting"]
 
 _aten = torch.ops.aten
@@ -109,7 +111,7 @@ def _tensors(tree: Any) -> list[Tensor]:
 
 
 def _fused() -> dict[Any, Callable[..., int]]:
-    """How many operations oneDNN's fused layers are, which torch does not count."""
+    """How many operations fused layers are, oneDNN's and our own, which torch does not count."""
 
     def convolution(x: Any, second: Any, third: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
         weight = third if third is not None and len(third) == 4 else second  # with a residual, that is the second
@@ -119,4 +121,5 @@ def _fused() -> dict[Any, Callable[..., int]]:
         return 2 * math.prod(x) * weight[0]
 
     layers: dict[str, Callable[..., int]] = {"_convolution_pointwise": convolution, "_linear_pointwise": linear}
-    return {getattr(torch.ops.mkldnn, name): of for name, of in layers.items() if hasattr(torch.ops.mkldnn, name)}
+    found = {getattr(torch.ops.mkldnn, name): of for name, of in layers.items() if hasattr(torch.ops.mkldnn, name)}
+    return {**found, epilogue.CONV_RELU: convolution}

@@ -152,7 +152,8 @@ def _head(results: Results) -> Element:
         "System": _joined(facts.get("system"), f"load {facts['load']:.2g}" if facts.get("load") is not None else None),
         "Commit": _joined(facts.get("commit")),
         "Measured": _joined(facts.get("time")),
-        "Ceilings, same run": _joined(*measured),
+        "Ceilings": _joined(*measured),
+        "Note": _joined(facts.get("note")),
         "Tests of the kernels": _joined(
             *(f"{tests[one]} {one}" for one in ("passed", "failed", "skipped") if one in tests)
         ),

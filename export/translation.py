@@ -38,10 +38,15 @@ def _remainder(x: Any, divisor: Any) -> Any:
 
 
 def _stable_sort(x: Any, stable: bool | None = None, dim: int = -1, descending: bool = False) -> tuple[Any, Any]:
-    """Of small integers, along an axis: among equal elements TopK takes the one of the lower index first."""
-    length = op.Shape(x, start=dim, end=dim + 1)
-    values, index = op.TopK(op.Cast(x, to=INT64), length, axis=dim, largest=int(descending), sorted=1)
-    return op.CastLike(values, x), index
+    """Of small integers, along the last axis. Not every runtime leaves equal elements in order, so none are equal."""
+    assert dim in (-1, len(x.shape) - 1)
+    length = op.Shape(x, start=-1)
+    place = op.Range(op.Constant(value_int=0), op.Squeeze(length), op.Constant(value_int=1))
+    place = op.Sub(op.Sub(length, op.Constant(value_int=1)), place) if descending else place
+    _, index = op.TopK(
+        op.Add(op.Mul(op.Cast(x, to=INT64), length), place), length, axis=-1, largest=int(descending), sorted=1
+    )
+    return op.GatherElements(x, index, axis=-1), index
 
 
 def _segmented_nms(

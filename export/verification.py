@@ -164,8 +164,8 @@ def _pictures(source: Any) -> Iterator[NDArray[np.uint8]]:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Of two results, the detections that count: how many have a partner and how many have none; and the largest
-    differences between partners, of boxes and of scores, and in pixels of a mask."""
+    """Of two results, the detections that count: how many have a partner, and how many have none or come before a
+    better one; and the largest differences between partners, of boxes and of scores, and in pixels of a mask."""
 
     matched: int
     alone: int
@@ -203,7 +203,7 @@ def compare(ours: Result, theirs: Result, tolerance: Tolerance, threshold: float
     pairs = [(i, j) for i, (j, _) in partners.items()]
     return Comparison(
         matched=len(pairs),
-        alone=len(sure),
+        alone=len(sure) + int((np.diff(ours.scores) > 0).sum()),
         box=max((float(np.abs(ours.boxes[i] - theirs.boxes[j]).max()) for i, j in pairs), default=0.0),
         score=max((float(gap[i, j]) for i, j in pairs), default=0.0),
         pixels=max((pixels for _, pixels in partners.values()), default=0),

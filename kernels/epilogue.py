@@ -20,7 +20,7 @@ from torch import Tensor
 from .dispatch import use_triton
 from .registration import register
 
-__all__ = ["add_bias", "conv_relu", "has_conv_relu", "pool_bias_relu"]
+__all__ = ["CONV_RELU", "add_bias", "conv_relu", "has_conv_relu", "pool_bias_relu"]
 
 
 def has_conv_relu(device: torch.device, dtype: torch.dtype) -> bool:
@@ -92,6 +92,9 @@ def _pool_bias_relu(x: Tensor, bias: Tensor) -> Tensor:
 def _(x: Tensor, bias: Tensor) -> Tensor:
     shape = (*x.shape[:2], (x.shape[2] + 1) // 2, (x.shape[3] + 1) // 2)
     return torch.empty(shape, dtype=x.dtype, device=x.device).contiguous(memory_format=torch.channels_last)
+
+
+CONV_RELU = torch.ops.trimask.conv_relu
 
 
 def conv_relu(

@@ -285,8 +285,10 @@ def test_a_comparison_pairs_rows_that_changed_places(small: Path, np_rng: np.ran
     theirs = Runtime(small, threads=1, cache=False).predict(noise(np_rng, 120, 150))
     assert len(theirs) > 5
     n = len(theirs)
-    found = compare(theirs[list(range(n))[::-1]], theirs, Tolerance(), 0.05, 100)
+    found = compare(theirs, theirs[list(range(n))[::-1]], Tolerance(), 0.05, 100)
     assert (found.matched, found.alone, found.box, found.pixels) == (n, 0, 0.0, 0)
+    rising = compare(theirs[list(range(n))[::-1]], theirs, Tolerance(), 0.05, 100)
+    assert (rising.matched, rising.alone) == (n, np.count_nonzero(np.diff(theirs.scores)))  # the best comes first
     fewer = compare(theirs[1:], theirs, Tolerance(), 0.05, 100)
     assert (fewer.matched, fewer.alone) == (n - 1, 1)
     moved = replace(theirs, boxes=theirs.boxes + np.float32(30))

@@ -18,7 +18,7 @@ from torch import Tensor
 from trimask.benchmarks import budgets
 from trimask.benchmarks.budgets import SUBJECTS, TOLERANCES, exceeded, tolerance_for
 from trimask.benchmarks.counting import Counts, counting
-from trimask.engine.inference.graph import _has_onednn
+from trimask.engine.inference.layers import BiasedConv, has_onednn
 from trimask.engine.model import layers, mask_rcnn
 from trimask.engine.model.fpn import FPN
 
@@ -34,7 +34,7 @@ def counted(name: str) -> Counts:
 @on_torch
 @pytest.mark.parametrize("name", SUBJECTS)
 def test_nothing_costs_more_than_its_budget(name: str) -> None:
-    if name == "people, CPU" and not _has_onednn(torch.float32):
+    if name == "people, CPU" and not has_onednn(torch.float32):
         pytest.skip("budgets of the CPU are of processors that oneDNN knows")
     if name == "people, CPU" and not budgets.PICTURE.is_file():
         pytest.skip(f"needs {budgets.PICTURE.name} of a checkout")
@@ -82,7 +82,7 @@ def test_a_copy_into_the_other_layout_is_seen(monkeypatch: pytest.MonkeyPatch) -
 @on_torch
 def test_a_result_that_lives_too_long_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     kept: list[Tensor] = []
-    after(layers.ConvNorm, "forward", lambda x: kept.append(x) or x, monkeypatch)
+    after(BiasedConv, "forward", lambda x: kept.append(x) or x, monkeypatch)
     (over,) = again("people, launches of a GPU")
     assert over.startswith("peak_bytes: ")
 
@@ -131,7 +131,7 @@ def test_what_counts() -> None:
 
 
 def test_fused_layers_count_as_what_they_fuse() -> None:
-    if not _has_onednn(torch.float32):
+    if not has_onednn(torch.float32):
         pytest.skip("needs oneDNN")
     x, weight = torch.ones(2, 4, 8, 8), torch.ones(6, 2, 3, 3)
     geometry = ([1, 1], [1, 1], [1, 1], 2)

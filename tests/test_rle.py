@@ -107,6 +107,7 @@ def test_equals_pycocotools(np_rng: np.random.Generator, shape: str, size: tuple
 def test_pasted_masks_equal_pycocotools(rng: torch.Generator, rule: PasteRule, size: tuple[int, int]) -> None:
     coco = pytest.importorskip("pycocotools.mask")
     probabilities, boxes = mask_case(rng, 18, size)
+    probabilities[0], boxes[0] = 1.0, torch.tensor([-9.0, -9, size[1] + 9, size[0] + 9])
     masks = paste_masks(probabilities, boxes, size, rule=rule).numpy()
     assert masks.all(1).any()  # a column of ones from top to bottom
     runs = host.mask_runs(probabilities.numpy(), boxes.numpy(), size, rule=rule)
