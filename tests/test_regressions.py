@@ -19,7 +19,7 @@ from trimask.benchmarks import budgets
 from trimask.benchmarks.budgets import SUBJECTS, TOLERANCES, exceeded, tolerance_for
 from trimask.benchmarks.counting import Counts, counting
 from trimask.engine.inference.layers import BiasedConv, has_onednn
-from trimask.engine.model import layers, mask_rcnn
+from trimask.engine.model import mask_rcnn
 from trimask.engine.model.fpn import FPN
 
 VERSION, BUDGETS = budgets.read(budgets.FILE)
