@@ -38,7 +38,7 @@ def _conv_relu(
     padding: Sequence[int],
     groups: int,
 ) -> Tensor:
-    if has_conv_relu(x.device, x.dtype):
+    if has_conv_relu(x.device, x.dtype) and torch.backends.cudnn.is_available():
         geometry = (stride, padding, (1, 1), groups)
         if residual is None:
             return torch.cudnn_convolution_relu(x, weight, bias, *geometry)
