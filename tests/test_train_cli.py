@@ -158,20 +158,28 @@ def environment(**more: str) -> dict[str, str]:
     return os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"} | more
 
 
-def test_two_processes_learn_what_one_does(arguments: list[str], tmp_path: Path) -> None:
-    given = [*arguments, "--val", arguments[1], "--batch", "4", "--iterations", "3", "--clip-norm", "1"]
-    alone, shared = tmp_path / "alone", tmp_path / "shared"
+def free_port() -> str:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    command = [sys.executable, "-m", "trimask", "train", *given, "--out", str(shared)]
-    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    children = [
+        return str(free.getsockname()[1])
+
+
+def pair_of(given: list[str]) -> list["subprocess.Popen[str]"]:
+    """``trimask train`` in two processes that share the work, as torchrun starts them."""
+    command = [sys.executable, "-m", "trimask", "train", *given]
+    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    return [
         subprocess.Popen(
             command, env=environment(RANK=str(rank), LOCAL_RANK=str(rank), **group), stderr=subprocess.PIPE, text=True
         )
         for rank in range(2)
     ]
+
+
+def test_two_processes_learn_what_one_does(arguments: list[str], tmp_path: Path) -> None:
+    given = [*arguments, "--val", arguments[1], "--batch", "4", "--iterations", "3", "--clip-norm", "1"]
+    alone, shared = tmp_path / "alone", tmp_path / "shared"
+    children = pair_of([*given, "--out", str(shared)])
     assert main(["train", *given, "--out", str(alone)]) == 0
     errors = [child.communicate(timeout=300)[1] for child in children]
     assert [child.returncode for child in children] == [0, 0], errors
@@ -186,6 +194,40 @@ def test_two_processes_learn_what_one_does(arguments: list[str], tmp_path: Path)
         torch.testing.assert_close(
             states[1][name], x, atol=2e-6, rtol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
         )
+
+
+def test_a_signal_to_one_process_stops_both_and_the_run_goes_on(arguments: list[str], tmp_path: Path) -> None:
+    given = [*arguments, "--batch", "4", "--iterations", "12", "--norms", "live", "--learning-rate", "1e-4"]
+    given += ["--out", str(tmp_path)]
+    children = pair_of(given)
+    metrics = tmp_path / "metrics.jsonl"
+    while not (metrics.exists() and metrics.stat().st_size) and children[1].poll() is None:
+        time.sleep(0.01)
+    children[1].send_signal(signal.SIGTERM)
+    errors = [child.communicate(timeout=300)[1] for child in children]
+    assert [child.returncode for child in children] == [130, 130], errors
+    done = torch.load(tmp_path / "state.pt", weights_only=True)["iteration"]
+    assert 0 < done < 12
+    children = pair_of([*given, "--resume"])
+    errors = [child.communicate(timeout=300)[1] for child in children]
+    assert [child.returncode for child in children] == [0, 0], errors
+    found = [line["iteration"] for line in lines(tmp_path)]
+    assert found == sorted(set(found))
+    assert found[-1] == 12
+
+
+def test_a_loss_that_is_no_number_stops_what_torchrun_started_and_names_all_pictures(
+    arguments: list[str], tmp_path: Path
+) -> None:
+    huge = ["--batch", "4", "--learning-rate", "1e30", "--warmup", "0", "--out", str(tmp_path)]
+    launcher = ["torch.distributed.run", "--nproc-per-node", "2", "--master-port", free_port(), "--module"]
+    command = [sys.executable, "-m", *launcher, "trimask", "train", *arguments, *huge]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
+    assert done.returncode != 0
+    (line, *_) = [line for line in done.stderr.splitlines() if "expected finite losses" in line]
+    assert line.count(".png") == 4
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    assert all(bool(x.isfinite().all()) for x in state["model"].values())
 
 
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(arguments: list[str], tmp_path: Path, seed: int) -> None:
