@@ -61,7 +61,8 @@ def _places(start, height, width, CHANNELS: tl.constexpr, BLOCK: tl.constexpr):
     return channel, image, _alike(down % height, CHANNELS), _alike(column % width, CHANNELS)
 
 
-@triton.jit
+# A size of another kind, 1 or a multiple of 16, compiles nothing anew.
+@triton.jit(do_not_specialize=["height", "width", "residual_height", "residual_width"])
 def _add_bias_kernel(
     x_ptr,
     bias_ptr,
@@ -96,7 +97,7 @@ def _add_bias_kernel(
     tl.store(out_ptr + at, x.to(out_ptr.dtype.element_ty), inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["pixels", "height", "width", "out_height", "out_width"])
 def _pool_kernel(
     x_ptr,
     bias_ptr,
