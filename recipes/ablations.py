@@ -29,7 +29,7 @@ def table(rows: dict[str, dict[str, float]]) -> str:
     lines = ["| | option | " + " | ".join(FIGURES) + " |", "|---" * (2 + len(FIGURES)) + "|"]
     for name, summary in rows.items():
         cells = (f"{100 * summary[figure]:.1f}" if figure in summary else "-" for figure in FIGURES)
-        option = " ".join(ABLATIONS[name][:2])
+        option = " ".join(ABLATIONS[name]).partition(" --best")[0]
         lines.append(f"| {name} | {f'`{option}`' if option else ''} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
