@@ -20,6 +20,7 @@ from models import SMALL, VARIANTS, golden_checkpoint, small_model
 from pretence import GPU, NoWaiting, WaitsError, for_gpu, pretend, replace_tensors
 from tolerances import MATCH_MASK_PIXELS, SUMMED_DIFFERENTLY
 from trimask.engine.inference.graph import optimize, run_lengths
+from trimask.engine.inference.layers import ROIS
 from trimask.engine.model.checkpoints import load_model
 from trimask.engine.model.config import MaskRCNNConfig
 from trimask.engine.model.heads import select_detections
@@ -274,6 +275,19 @@ def test_a_batch_in_another_order_gives_the_same_bits(rng: torch.Generator) -> N
     assert len(set(found.count.tolist())) > 1
     for one, other in zip(found, permuted, strict=True):
         assert torch.equal(one[order], other)
+
+
+@torch.inference_mode()
+def test_a_mask_does_not_depend_on_how_many_there_are(rng: torch.Generator) -> None:
+    """Not even where they are taken some at a time and one is left over."""
+    head = optimize(cached_model(SMALL), CPU, torch.float32).mask_head
+    assert head is not None
+    features = torch.randn(2 * ROIS + 1, 32, 14, 14, generator=rng).contiguous(memory_format=torch.channels_last)
+    labels = torch.arange(len(features)) % 2
+    together = head(features, labels)
+    for count in (1, 2, ROIS, ROIS + 1):
+        assert torch.equal(head(features[:count], labels[:count]), together[:count])
+        assert torch.equal(head(features[-count:], labels[-count:]), together[-count:])
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -159,7 +159,7 @@ def test_the_chart_is_a_picture_and_needs_matplotlib(tmp_path: Path, monkeypatch
 
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="is about Linux")
 def test_memory_is_that_of_the_process_and_not_of_the_one_that_started_it() -> None:
-    code = "from trimask.engine.inference.profiling import resident_bytes; print(resident_bytes())"
+    code = "import torch; from trimask.engine.inference.memory import resident_bytes; print(resident_bytes())"
     large = b"x" * (2 << 30)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert 50e6 < int(done.stdout) < len(large)

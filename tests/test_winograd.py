@@ -1,23 +1,28 @@
 """Winograd's convolution against a direct one in float64."""
 
+import copy
 import importlib.util
+import pickle
 
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from tolerances import WINOGRAD
+from trimask.engine.inference.layers import WinogradConv
+from trimask.engine.model.layers import ConvNorm
 from trimask.kernels.cpu import winograd
-from trimask.kernels.cpu.winograd import differentiable_conv, transform_weight, winograd_conv
+from trimask.kernels.cpu.winograd import differentiable_conv, prepare_weight, tiles_at_a_time, winograd_conv
 
 
 def check(n: int, c: int, o: int, h: int, w: int, rng: torch.Generator, low: float = 0.0) -> None:
     x, weight, bias = (torch.randn(shape, generator=rng) for shape in ((n, c, h, w), (o, c, 3, 3), (o,)))
     copy = x.clone()
     expected = F.conv2d(x.double(), weight.double(), bias.double(), padding=1).clamp(min=low)
-    found = winograd_conv(x, transform_weight(weight), bias, low, torch.inf)
+    found = winograd_conv(x, prepare_weight(weight), bias, low, torch.inf)
     assert found.shape == (n, o, h, w)
     assert found.is_contiguous(memory_format=torch.channels_last)
     terms = x.abs().max() * weight.abs().sum((1, 2, 3)).max() + bias.abs().max()
@@ -50,7 +55,7 @@ def test_any_shape(n: int, c: int, o: int, h: int, w: int, seed: int) -> None:
 
 
 def test_both_memory_formats(rng: torch.Generator) -> None:
-    x, weight = torch.randn(2, 8, 9, 10, generator=rng), transform_weight(torch.randn(8, 8, 3, 3, generator=rng))
+    x, weight = torch.randn(2, 8, 9, 10, generator=rng), prepare_weight(torch.randn(8, 8, 3, 3, generator=rng))
     one, other = (
         winograd_conv(x.contiguous(memory_format=kind), weight, torch.zeros(8), -1.0, 1.0)
         for kind in (torch.contiguous_format, torch.channels_last)
@@ -59,13 +64,87 @@ def test_both_memory_formats(rng: torch.Generator) -> None:
     assert one.abs().max() == 1
 
 
+@pytest.mark.parametrize("channels", [(64, 64), (130, 70)])
+def test_without_onednn(channels: tuple[int, int], rng: torch.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(winograd, "_has_grouped_products", lambda: False)
+    assert prepare_weight(torch.zeros(*channels[::-1], 3, 3)).shape == (36, channels[1], channels[0])
+    check(2, *channels, 13, 21, rng)
+
+
+def test_a_laid_out_weight_is_neither_copied_nor_pickled(rng: torch.Generator) -> None:
+    layer = ConvNorm(128, 128, 3, activation=nn.ReLU()).eval()
+    lean = WinogradConv(layer)
+    x = torch.randn(1, 128, 36, 36, generator=rng)
+    with torch.no_grad():
+        expected = lean(x)
+        assert lean._prepared is not None
+        for again in (copy.deepcopy(lean), pickle.loads(pickle.dumps(lean))):
+            assert again._prepared is None
+            assert torch.equal(again(x), expected)
+        torch.testing.assert_close(expected, layer(x), rtol=0, atol=1e-5)
+
+
+def test_another_number_of_threads_lays_the_weight_out_anew(rng: torch.Generator) -> None:
+    lean = WinogradConv(ConvNorm(128, 128, 3))
+    x = torch.randn(1, 128, 72, 72, generator=rng)
+    before = torch.get_num_threads()
+    try:
+        found = []
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            with torch.no_grad():
+                found.append(lean(x))
+            assert lean._prepared is not None
+            assert lean._prepared[0] == tiles_at_a_time() == winograd.TILES * threads
+    finally:
+        torch.set_num_threads(before)
+    torch.testing.assert_close(*found, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (4, 4), (9, 2), (13, 21), (7, 400), (60, 72)])
+@pytest.mark.parametrize("images", [1, 3])
+def test_the_result_in_the_place_of_the_input(size: tuple[int, int], images: int, rng: torch.Generator) -> None:
+    x, weight, bias = (torch.randn(shape, generator=rng) for shape in ((images, 16, *size), (16, 16, 3, 3), (16,)))
+    x = x.contiguous(memory_format=torch.channels_last)
+    prepared = prepare_weight(weight)
+    expected = winograd_conv(x, prepared, bias, 0.0, torch.inf)
+    found = winograd_conv(x, prepared, bias, 0.0, torch.inf, overwrite=True)
+    assert torch.equal(found, expected)
+    assert found.data_ptr() == x.data_ptr()
+
+
+def test_an_input_of_other_channels_stays(rng: torch.Generator) -> None:
+    x, weight = torch.randn(1, 8, 20, 20, generator=rng), prepare_weight(torch.randn(6, 8, 3, 3, generator=rng))
+    before = x.clone()
+    found = winograd_conv(x, weight, torch.zeros(6), 0.0, torch.inf, overwrite=True)
+    assert torch.equal(found, winograd_conv(x, weight, torch.zeros(6), 0.0, torch.inf))
+    assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("onednn", [True, False])
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_a_linear_layer_behind_it(
+    overwrite: bool, onednn: bool, rng: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not onednn:
+        monkeypatch.setattr(winograd, "_has_grouped_products", lambda: False)
+    sizes = ((2, 8, 13, 30), (8, 8, 3, 3), (8,), (8, 8), (8,))
+    x, weight, bias, *then = (torch.randn(shape, generator=rng) for shape in sizes)
+    prepared = prepare_weight(weight)
+    pixels = winograd_conv(x, prepared, bias, 0.0, torch.inf)
+    expected = F.conv2d(pixels.double(), then[0][:, :, None, None].double(), then[1].double())
+    found = winograd_conv(x, prepared, bias, 0.0, torch.inf, overwrite=overwrite, then=(then[0], then[1]))
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-4)
+
+
 def test_no_image() -> None:
-    weight = transform_weight(torch.zeros(4, 4, 3, 3))
+    weight = prepare_weight(torch.zeros(4, 4, 3, 3))
     assert winograd_conv(torch.zeros(0, 4, 8, 8), weight, torch.zeros(4), 0.0, 1.0).shape == (0, 4, 8, 8)
 
 
 def test_autocast_changes_nothing(rng: torch.Generator) -> None:
-    x, weight = torch.randn(1, 8, 9, 10, generator=rng), transform_weight(torch.randn(8, 8, 3, 3, generator=rng))
+    x, weight = torch.randn(1, 8, 9, 10, generator=rng), prepare_weight(torch.randn(8, 8, 3, 3, generator=rng))
     expected = winograd_conv(x, weight, torch.zeros(8), -1.0, 1.0)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(winograd_conv(x, weight, torch.zeros(8), -1.0, 1.0), expected)

@@ -10,10 +10,25 @@ from ...kernels import mask_probabilities, masks_to_rle
 from ...kernels.dispatch import use_triton
 from ...kernels.paste_rule import PasteRule
 from ..model.anchors import Anchors
-from ..model.backbone import ResNet
+from ..model.backbone import BasicBlock, Bottleneck, ResNet
 from ..model.layers import ConvNorm
 from ..model.mask_rcnn import Detections, MaskRCNN
-from .layers import BiasedConv, BiasedDeconv, BiasedPool, FusedLinear, Unchanged, folded, has_onednn, lean
+from .layers import (
+    BiasedConv,
+    BiasedDeconv,
+    BiasedPool,
+    Channels,
+    FusedConv,
+    FusedLinear,
+    FusedMaskHead,
+    PooledConv,
+    PredictedConv,
+    Unchanged,
+    WinogradConv,
+    folded,
+    has_onednn,
+    lean,
+)
 
 __all__ = ["fold", "optimize", "run_lengths"]
 
@@ -52,6 +67,29 @@ def _fuse_for_triton(model: MaskRCNN) -> None:
         model.backbone.stem = model.backbone.stem.conv
 
 
+def _fuse_for_onednn(model: MaskRCNN) -> None:
+    """What layers alone cannot do on a CPU."""
+    rpn = model.rpn
+    rpn.convs[-1] = PredictedConv(rpn.convs[-1], (rpn.objectness, rpn.deltas))
+    scores = rpn.objectness.out_channels
+    rpn.deltas = Channels(scores, scores + rpn.deltas.out_channels)  # type: ignore[assignment]
+    rpn.objectness = Channels(0, scores)  # type: ignore[assignment]
+    model.box_head.fcs = nn.ModuleList(FusedLinear(layer) for layer in model.box_head.fcs)
+    if model.mask_head is not None and not model.mask_head.softmax:
+        model.mask_head = FusedMaskHead(model.mask_head)  # type: ignore[assignment]
+    # Nobody else reads a coarser map once it is enlarged, nor a merged one once it is smoothed, nor, within a stage of
+    # a ResNet, what a block begins with.
+    overwriting: list[nn.Module] = [*model.fpn.lateral, *model.fpn.output]
+    if isinstance(model.backbone, ResNet):
+        if isinstance(model.backbone.stem, FusedConv):
+            model.backbone.stem, model.backbone.pool = PooledConv(model.backbone.stem), nn.Identity()
+        blocks = [block for block in model.backbone.modules() if isinstance(block, (BasicBlock, Bottleneck))]
+        overwriting += [block.conv3 if isinstance(block, Bottleneck) else block.conv2 for block in blocks]
+    for layer in overwriting:
+        if isinstance(layer, (FusedConv, WinogradConv)):
+            layer.overwrites = True
+
+
 @torch.no_grad()
 def fold(model: MaskRCNN, dtype: torch.dtype) -> MaskRCNN:
     """A copy of ``model`` on the CPU of plain layers alone, norms folded, weights in ``dtype``: to be exported."""
@@ -69,8 +107,8 @@ def optimize(model: MaskRCNN, device: torch.device, dtype: torch.dtype) -> MaskR
     """
     model = _replace_convolutions(_exact_copy(model), lambda layer: lean(layer, device, dtype))
     if device.type == "cpu" and has_onednn(dtype):
-        model.box_head.fcs = nn.ModuleList(FusedLinear(layer) for layer in model.box_head.fcs)
-    if use_triton(device):
+        _fuse_for_onednn(model)
+    elif use_triton(device):
         _fuse_for_triton(model)
     for parameter in model.parameters():
         memory = torch.channels_last if parameter.dim() == 4 else torch.preserve_format

@@ -7,9 +7,7 @@ between its launches count for the stage that they are in.
 """
 
 import math
-import re
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -25,10 +23,11 @@ from ..pictures.charts import new_figure
 from ..pictures.preprocess import make_batch
 from ..pictures.reading import read
 from .execution import infer
+from .memory import resident_bytes
 from .predictor import Predictor
 from .timing import stopwatch
 
-__all__ = ["Profile", "Spread", "draw_chart", "profile", "resident_bytes", "write_trace"]
+__all__ = ["Profile", "Spread", "draw_chart", "profile", "write_trace"]
 
 Mark = Callable[[str], None]
 FEWEST_RUNS = 4096  # room for a mask: smooth ones have two runs for each of their columns
@@ -193,20 +192,6 @@ def _wall(call: Callable[[], Any]) -> float:
     start = time.perf_counter()
     call()
     return 1e3 * (time.perf_counter() - start)
-
-
-def resident_bytes() -> int | None:
-    """Bytes of memory that the process had at most; None where the system does not tell."""
-    status = Path("/proc/self/status")
-    if status.is_file():  # where `getrusage` would count the process that started this one
-        found = re.search(r"^VmHWM:\s*(\d+) kB", status.read_text(), re.MULTILINE)
-        return 1024 * int(found[1]) if found else None
-    try:
-        import resource
-    except ImportError:  # on Windows
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 class _Ranges:
