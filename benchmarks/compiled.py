@@ -226,6 +226,7 @@ def read_table() -> tuple[str, str]:
 
 
 def main() -> int:
+    """Compile, and write the page or compare with it; 1 where they differ."""
     parser = argparse.ArgumentParser("trimask.benchmarks.compiled", description=__doc__.splitlines()[0])
     parser.add_argument("--target", choices=TARGETS, help=argparse.SUPPRESS)
     parser.add_argument("--write", action="store_true", help=f"write docs/{TABLE.name}")

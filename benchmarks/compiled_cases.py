@@ -19,12 +19,13 @@ from ..kernels import (
 )
 from ..kernels.epilogue import add_bias, pool_bias_relu
 from ..kernels.roi_pooling import level_thresholds
+from ..kernels.sampling import Sampling
+from .inputs import STRIDES
 
 __all__ = ["CASES"]
 
 Case = Callable[[], object]
 
-STRIDES = (4, 8, 16, 32)
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}
 MODES = {"2 samples": (2, "avg"), "adaptive": (0, "avg"), "max of 2": (2, "max")}
 ROWS = 16
@@ -46,6 +47,21 @@ def _pooled(dtype: torch.dtype, ratio: int, mode: str, planar: bool = False) -> 
         mode=mode,
         counts=torch.ones(2, dtype=torch.int64),
     )
+
+
+def _separable(dtype: torch.dtype, ratio: int, size: int) -> Case:
+    """By its launcher, for the op takes this form on Hopper alone."""
+
+    def run() -> None:
+        from ..kernels.gpu.roi_align_separable import separable_roi_align
+
+        scales = [1 / stride for stride in STRIDES]
+        sampling = Sampling(scales, level_thresholds(STRIDES), (size, size), ratio, ratio == 0, "avg")
+        out = torch.zeros(2 * ROWS, size, size, 256, dtype=dtype)
+        counts = torch.ones(2, dtype=torch.int64)
+        separable_roi_align(_pyramid(dtype), torch.zeros(2, ROWS, 4), counts, sampling, out)
+
+    return run
 
 
 def _pooled_backward(
@@ -136,6 +152,8 @@ def _epilogue(residual: tuple[int, int] | None) -> Case:
 CASES: dict[str, Case] = {
     **{f"RoIAlign, {d}, {m}": _pooled(DTYPES[d], *MODES[m]) for d in DTYPES for m in MODES},
     **{f"RoIAlign, {d}, 2 samples, NCHW": _pooled(DTYPES[d], 2, "avg", planar=True) for d in ("fp16", "fp32")},
+    "RoIAlign, separable, fp16, 7 x 7, adaptive": _separable(torch.float16, 0, 7),
+    "RoIAlign, separable, bf16, 14 x 14, 2 samples": _separable(torch.bfloat16, 2, 14),
     "RoIAlign drop-in, fp32": _single(roi_align, sampling_ratio=2),
     **{f"RoIAlign backward, {d}, {m}": _pooled_backward(DTYPES[d], *MODES[m]) for d in DTYPES for m in MODES},
     **{

@@ -42,12 +42,14 @@ def time_limit(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def compiled_peers(model: Any, run: Callable[[Any], Any], bench: Bench) -> Iterator[tuple[str, Callable[[], Any]]]:
+def compiled_peers(
+    model: Any, make: Callable[[Any], Callable[[], Any]], bench: Bench
+) -> Iterator[tuple[str, Callable[[], Any]]]:
     """The backbone compiled, then the whole model, each after its compilation.
 
     Args:
         model: torchvision's; it is left as it is.
-        run: calls a model on the pictures.
+        make: a call of a model on the pictures.
         bench: says how much time there is; in a quick run nothing is compiled.
 
     Yields:
@@ -63,13 +65,14 @@ def compiled_peers(model: Any, run: Callable[[Any], Any], bench: Bench) -> Itera
             peer = compiler(model)
         try:
             with time_limit(bench.left() / 2):
+                call = make(peer)
                 for _ in range(_WARM_UP):
-                    run(peer)
+                    call()
         except Exception as error:  # a compiler fails in many ways, and none of them is a wrong result
             torch._dynamo.reset()
             yield f"torchvision, {name}", partial(_fail, f"{type(error).__name__}: {error}"[:300])
         else:
-            yield f"torchvision, {name}", partial(run, peer)
+            yield f"torchvision, {name}", call
 
 
 def _fail(reason: str) -> None:

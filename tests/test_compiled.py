@@ -21,8 +21,13 @@ def test_every_case_compiles_for_every_target(kernels: dict[str, list[Kernel]]) 
     assert all(found == cases["sm_90"] for found in cases.values())
 
 
-# (target, case, kernel): half of a pointer, stored and loaded once by a thread, outside of every loop.
-SPILLING = {("sm_120", "RoIAlign, fp64, adaptive", "_roi_align_kernel")}
+# (target, case, kernel): half of a pointer, stored and loaded once by a thread, outside of every loop; and what is
+# launched on Hopper alone.
+SPILLING = {
+    ("sm_120", "RoIAlign, fp64, adaptive", "_roi_align_kernel"),
+    ("gfx1100", "RoIAlign, separable, fp16, 7 x 7, adaptive", "_roi_align_separable_kernel"),
+    ("gfx1100", "RoIAlign, separable, bf16, 14 x 14, 2 samples", "_roi_align_separable_kernel"),
+}
 
 
 def test_nothing_spills(kernels: dict[str, list[Kernel]]) -> None:
@@ -42,6 +47,9 @@ def test_rounding_is_ieee_where_it_is_promised(kernels: dict[str, list[Kernel]])
     [
         ("RoIAlign, ", "_roi_align_kernel", "load_bits", 128),
         ("RoIAlign, ", "_roi_align_kernel", "store_bits", 128),
+        ("RoIAlign, ", "_roi_align_separable_kernel", "store_bits", 128),
+        ("RoIAlign, ", "_turning_kernel", "load_bits", 128),
+        ("RoIAlign, ", "_turning_kernel", "store_bits", 128),
         ("Paste", "_paste_kernel", "store_bits", 128),
         ("Proposals", "_proposals_kernel", "store_bits", 128),
         ("Bias", "_add_bias_kernel", "load_bits", 128),

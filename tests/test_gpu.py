@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_flatten, tree_map_only
 from matching import differences, of_result
 from tolerances import EPS, roi_align_error
 from trimask import Predictor, kernels
-from trimask.benchmarks.networks import photographs
+from trimask.benchmarks.samples import photographs
 from trimask.engine.model.checkpoints import load_model
 from trimask.kernels import (
     PasteRule,

@@ -7,6 +7,8 @@ at a time.
 
 Samples outside the picture, and all of a RoI that is not there, are not read; they count as zeros. Products are summed
 by fused multiply-adds in float32, or float64 for float64 features.
+
+Where the separable form was measured to be faster, `roi_align_separable` does the work instead.
 """
 
 from collections.abc import Sequence
@@ -19,7 +21,7 @@ from torch import Tensor
 
 from ..dispatch import current_device
 from ..sampling import Sampling
-from .arithmetic import divide
+from .roi_align_separable import is_faster, separable_roi_align
 from .roi_geometry import (
     ROI_ARGUMENTS,
     level_of,
@@ -27,11 +29,11 @@ from .roi_geometry import (
     place,
     pyramid_arguments,
     roi_arguments,
-    sample,
-    sample_range,
     select,
     select_scale,
 )
+from .roi_samples import pool_samples
+from .turning import to_channels_last
 
 __all__ = ["roi_align"]
 
@@ -43,86 +45,6 @@ _PIXEL_BYTES = 128  # of a pixel in a tile of channels_last features: a line of 
 _PLANES = 32  # channels of a tile of planar features: a warp reads 32 bins of one, side by side
 _PROGRAMS = 512  # about what a large GPU runs at a time: where there are fewer bins, programs share their channels
 _WIDE = 2**31  # values of an image from which on offsets in it take 64 bits
-
-
-@triton.jit
-def _pool(
-    tile,
-    wanted,
-    valid,
-    edge_y,
-    edge_x,
-    size_y,
-    size_x,
-    samples_y,
-    samples_x,
-    height,
-    width,
-    line,
-    COLUMN: tl.constexpr,
-    RATIO: tl.constexpr,
-    REAL: tl.constexpr,
-    MAX: tl.constexpr,
-    DIM: tl.constexpr,
-):
-    """The average or the largest sample of each bin and channel, in REAL.
-
-    Args:
-        tile: Pointers to the first pixel of the image and channel; the channels lie along DIM.
-        wanted: Which channels there are, with 1 bin.
-        valid: Whether the bin's RoI is; [bins], as what follows.
-        line, COLUMN: From a line to the next and from a column to the next, in values.
-    """
-    UNROLL: tl.constexpr = RATIO if RATIO < 3 else 1
-    if RATIO > 0:
-        steps_y = RATIO
-        steps_x = RATIO
-    else:
-        first_y, count_y = sample_range(edge_y, size_y, samples_y, height)
-        first_x, count_x = sample_range(edge_x, size_x, samples_x, width)
-        count_y = tl.where(valid, count_y, 0)
-        count_x = tl.where(valid, count_x, 0)
-        steps_y = tl.max(count_y, 0)
-        steps_x = tl.max(count_x, 0)
-    result = tl.full(tile.shape, float("-inf") if MAX else 0.0, REAL)
-    for i in tl.range(0, steps_y, loop_unroll_factor=UNROLL):
-        here_y = valid
-        step_y = i
-        if RATIO == 0:
-            here_y = i < count_y
-            step_y = first_y + i
-        top, bottom, above, below, inside_y = sample(edge_y, size_y, samples_y, step_y, height, RATIO)
-        top = top * line
-        bottom = bottom * line
-        for j in tl.range(0, steps_x, loop_unroll_factor=UNROLL):
-            here = here_y
-            step_x = j
-            if RATIO == 0:
-                here = here_y & (j < count_x)
-                step_x = first_x + j
-            left, right, before, after, inside_x = sample(edge_x, size_x, samples_x, step_x, width, RATIO)
-            left = left.to(line.dtype) * COLUMN
-            right = right.to(line.dtype) * COLUMN
-            mask = tl.expand_dims(here & inside_y & inside_x, DIM) & wanted
-            value = tl.zeros(tile.shape, REAL) if MAX else result
-            for corner in tl.static_range(4):
-                offset = (bottom if corner // 2 else top) + (right if corner % 2 else left)
-                weight = (below if corner // 2 else above) * (after if corner % 2 else before)
-                pixel = tl.load(tile + tl.expand_dims(offset, DIM), mask=mask, other=0.0).to(REAL)
-                value = tl.fma(tl.expand_dims(weight, DIM), pixel, value)
-            if MAX:
-                value = tl.where(tl.expand_dims(here, DIM), value, float("-inf"))
-                result = tl.maximum(result, value, propagate_nan=tl.PropagateNan.ALL)
-            else:
-                result = value
-    if MAX:
-        result = tl.where(tl.expand_dims(valid, DIM), result, 0.0)
-    elif RATIO > 0:
-        result *= 1.0 / (RATIO * RATIO)
-    else:
-        share = divide(tl.full(valid.shape, 1.0, REAL), samples_y * samples_x)
-        result *= tl.expand_dims(share, DIM)
-    return result
 
 
 @triton.jit(do_not_specialize=["total", "span", *ROI_ARGUMENTS])
@@ -210,7 +132,7 @@ def _roi_align_kernel(
             tile += tl.expand_dims(channel, 1 - DIM)
         result = tl.zeros(tile.shape, REAL)
         if busy:
-            result = _pool(
+            result = pool_samples(
                 tile,
                 wanted,
                 valid,
@@ -272,7 +194,10 @@ def roi_align(
         return out
     planar = _stays_planar(features, out, sampling)
     if not planar:
-        features = [feature.contiguous(memory_format=torch.channels_last) for feature in features]
+        features = to_channels_last(features)
+        if channels_last and images is None and is_faster(features, sampling):
+            separable_roi_align(features, boxes, counts, sampling, out)
+            return out
     vector = 16 // out.element_size()
     channels = min(_PLANES if planar else _PIXEL_BYTES // out.element_size(), triton.next_power_of_2(c))
     threads = 1 if planar else min(channels // gcd(c, vector, channels), 32)  # of a bin

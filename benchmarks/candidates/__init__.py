@@ -1,1 +1,0 @@
-"""Kernels that may replace shipped ones, measured beside them; nothing in the library imports them."""
