@@ -120,14 +120,15 @@ def run(options: argparse.Namespace) -> int:
             facts["verification"] = [vars(check) for check in verification.checks]
         print(json.dumps(facts))
     elif verification is not None:
-        _print(verification)
+        _print(verification, exported.about.precision)
     return 0 if verification is None or verification.good else 1
 
 
-def _print(verification: "Verification") -> None:
+def _print(verification: "Verification", precision: str) -> None:
     table = Table("check", "outcome", "", box=None, pad_edge=False)
     for check in verification.checks:
-        table.add_row(check.what, check.outcome, "good" if check.good else "NOT EQUAL")
+        table.add_row(check.what, check.outcome, "good" if check.good else "NOT GOOD")
     console = open_console()
     console.print(table)
-    console.print(f"{'equal' if verification.good else 'not equal'} to the checkpoint, run by {verification.provider}")
+    nearness = "equal to the checkpoint" if precision == "float32" else f"near the checkpoint, as {precision} may be"
+    console.print(f"{'' if verification.good else 'not '}{nearness}, run by {verification.provider}")

@@ -6,6 +6,7 @@ import platform
 import warnings
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -35,13 +36,18 @@ class Backend(Protocol):
 
 
 def open_backend(
-    data: bytes, name: str, device: str | None, threads: int | None, cache: bool, dtype: str = "float32"
+    data: bytes, path: Path, name: str, device: str | None, threads: int | None, cache: bool, dtype: str = "float32"
 ) -> Backend:
     """
     Args:
         data: an ONNX file that holds all its tensors.
+        path: for errors.
         name: ``"onnxruntime"`` or ``"openvino"``.
         device, threads, cache, dtype: as :class:`..runtime.Runtime` takes them.
+
+    Raises:
+        ValueError: an option out of range, or a file that the program does not take.
+        ImportError: the program is not installed.
     """
     if name not in ("onnxruntime", "openvino"):
         raise ValueError(f'backend: expected "onnxruntime" or "openvino", got {name!r}')
@@ -53,10 +59,10 @@ def open_backend(
         if name == "openvino":
             return OpenVino(data, device, threads, cache, {"float32": "f32", "bfloat16": "bf16"}[dtype])
         return OnnxRuntime(data, device, threads, cache)
-    except (ImportError, ValueError):
-        raise
     except Exception as error:  # each has kinds of its own
-        raise ValueError(f"{name} does not take this file: {str(error).strip()}") from error
+        if isinstance(error, (ImportError, ValueError)) and not isinstance(error, UnicodeError):
+            raise
+        raise ValueError(f"{path}: {name} does not take this file: {str(error).strip()}") from error
 
 
 class OnnxRuntime:
@@ -98,12 +104,16 @@ class OnnxRuntime:
 
     def _open(self, data: bytes, providers: list[Any], threads: int | None, cache: bool) -> Any:
         """A session, from what an earlier one made of the same file on this machine, if there is that."""
+        # Falling back from the CPU to the CPU, it would say so on stdout and try a bad file again.
+        open_session = partial(
+            self._onnxruntime.InferenceSession, providers=providers, enable_fallback=int(len(providers) > 1)
+        )
         kept = self._kept(data, providers) if cache else None
         if kept is not None and kept.is_file():
             with suppress(Exception):  # damaged, or of another build: made anew
                 options = self._options(threads)
                 options.graph_optimization_level = self._onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-                return self._onnxruntime.InferenceSession(kept.read_bytes(), options, providers=providers)
+                return open_session(kept.read_bytes(), options)
         options = self._options(threads)
         part = None
         if kept is not None:
@@ -113,7 +123,7 @@ class OnnxRuntime:
                 part.touch()
                 options.optimized_model_filepath = str(part)
         try:
-            session = self._onnxruntime.InferenceSession(data, options, providers=providers)
+            session = open_session(data, options)
             if kept is not None and part is not None:
                 with suppress(OSError):
                     os.replace(part, kept)

@@ -67,12 +67,19 @@ class ExportGraph(nn.Module):
         masks: whether to make them, where the model has a mask head.
         compact: run the heads on the boxes that there are, rather than on as many as there is room for. That makes
             shapes that depend on the data.
+
+    Raises:
+        ValueError: a model that pools otherwise than by RoIAlign's average.
     """
 
     def __init__(
         self, model: MaskRCNN, detection: DetectionConfig, dtype: torch.dtype, *, masks: bool, compact: bool
     ) -> None:
         super().__init__()
+        if model.config.pool.quantized or model.config.pool.maximum:
+            raise ValueError(
+                "pool: expected RoIAlign by the average, which alone is exported, got RoIPool or a maximum"
+            )
         self.model = fold(model, dtype)
         self.box_head = _BoxHead(self.model.box_head, model.config.box_head.resolution)
         self.detection = detection
@@ -87,6 +94,7 @@ class ExportGraph(nn.Module):
             the count and, with masks, their probabilities float32 [B, D, m, m].
         """
         model, config = self.model, self.model.config
+        image_sizes = image_sizes.clamp(min=1)  # by which is divided: a request of 0 has no detections either
         pyramid = model.fpn(model.backbone(model.normalize(image, image_sizes)))
         logits, deltas = model.rpn(pyramid)
         sizes = [(x.shape[2], x.shape[3]) for x in pyramid]
@@ -193,4 +201,4 @@ def select_by_class(
     index = F.pad(index, (0, missing))
     kept = best >= 0
     boxes = boxes.gather(1, index[..., None].expand(-1, -1, 4)) * kept[..., None]
-    return boxes, best * kept, index // each * kept, kept.sum(1)
+    return boxes, best.clamp(min=0), index // each * kept, kept.sum(1)

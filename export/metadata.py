@@ -10,6 +10,7 @@ __all__ = ["CONTRACT", "KEY", "MASKS", "PRECISIONS", "Metadata", "Signature", "c
 
 KEY = "trimask"
 CONTRACT = 1  # the version of the inputs and outputs that this version writes, and the newest that it reads
+LONGEST = 16384  # pixels of a side inside of the network: no stranger's file makes the host fill its memory
 
 # Name: number of the type in onnx.TensorProto, and sizes, None for what the metadata leave open.
 Signature = dict[str, tuple[int, tuple[int | None, ...]]]
@@ -63,9 +64,9 @@ class Metadata:
         """
         try:
             about = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, RecursionError) as error:
             raise ValueError(f"metadata: expected JSON, got {text[:40]!r} ({error})") from None
-        if not isinstance(about, dict) or not isinstance(about.get("contract"), int):
+        if not isinstance(about, dict) or type(about.get("contract")) is not int:
             raise ValueError(f"metadata: expected an object with the contract's version, got {text[:80]!r}")
         if about["contract"] > CONTRACT:
             raise ValueError(
@@ -73,10 +74,11 @@ class Metadata:
                 "upgrade"
             )
         static = about.get("static")
+        sizes = f"null or a batch and two multiples of 32 up to {LONGEST}"
         checks: dict[str, tuple[bool, str]] = {
             "masks": (about.get("masks") in MASKS, f"one of {MASKS}"),
             "preprocess": (isinstance(about.get("preprocess"), bool), "true or false"),
-            "static": (static is None or _are_integers(static), "null or three integers"),
+            "static": (static is None or _is_size(static), sizes),
             "precision": (about.get("precision") in PRECISIONS, f"one of {PRECISIONS}"),
             "source": (isinstance(about.get("source"), dict), "an object"),
         }
@@ -84,7 +86,7 @@ class Metadata:
             if not fits:
                 raise ValueError(f"metadata: expected {expected} as {name}, got {about.get(name)!r}")
         return cls(
-            config=MaskRCNNConfig.from_json(json.dumps(about.get("config"))),
+            config=_checked(MaskRCNNConfig.from_json(json.dumps(about.get("config")))),
             masks=about["masks"],
             preprocess=about["preprocess"],
             static=None if static is None else tuple(static),
@@ -94,8 +96,27 @@ class Metadata:
         )
 
 
-def _are_integers(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 3 and all(type(number) is int for number in value)
+def _is_size(value: Any) -> bool:
+    numbers = isinstance(value, list) and len(value) == 3 and all(type(number) is int for number in value)
+    return numbers and all(0 < number <= LONGEST for number in value) and not (value[1] % 32 or value[2] % 32)
+
+
+def _checked(config: MaskRCNNConfig) -> MaskRCNNConfig:
+    """The config, if what the host reads of it is in range."""
+    resize, detection = config.input.resize, config.detection
+    ranges: dict[str, tuple[float, float, float]] = {
+        "input.resize.min_size": (resize.min_size, 1, LONGEST),
+        "input.resize.max_size": (resize.max_size, 1, LONGEST),
+        "input.size_divisible": (config.input.size_divisible, 1, LONGEST),
+        "detection.score_threshold": (detection.score_threshold, 0, 1),
+        "detection.nms_threshold": (detection.nms_threshold, 0, 1),
+        "detection.max_detections": (detection.max_detections, 1, 1 << 31),
+        **{f"category_ids[{i}]": (number, -(1 << 63), (1 << 63) - 1) for i, number in enumerate(config.category_ids)},
+    }
+    for name, (value, least, most) in ranges.items():
+        if not least <= value <= most:
+            raise ValueError(f"config.{name}: expected a number in {least}..{most}, got {value}")
+    return config
 
 
 def signature(about: Metadata) -> tuple[Signature, Signature]:

@@ -37,6 +37,7 @@ class Runtime(Predicting):
         cache: keep what the runtime makes of the file in the user's cache, for a faster start.
 
     Attributes:
+        path: the file.
         about: the file's :class:`Metadata`.
         provider: what really computes, such as ``"CPUExecutionProvider"``.
 
@@ -58,9 +59,14 @@ class Runtime(Predicting):
         dtype: str = "float32",
         cache: bool = True,
     ) -> None:
-        data, self.about = read_file(Path(path))
+        self.path = Path(path)
+        data, self.about = read_file(self.path)
         self.config = self.about.config
-        self._backend = open_backend(data, backend, device, threads, cache, dtype)
+        if backend == "openvino" and self.about.precision == "int8":
+            raise ValueError(
+                f"{path}: expected onnxruntime for 8 bits, got openvino, which finds nothing in such files"
+            )
+        self._backend = open_backend(data, self.path, backend, device, threads, cache, dtype)
         self.provider = self._backend.provider
         if resize is not None:
             if self.about.preprocess:
@@ -89,12 +95,30 @@ class Runtime(Predicting):
         for batch in self._batches(arrays):
             ready = time.perf_counter()
             spent["preprocess"] += ready - start
-            found = self._backend.run(batch)
+            found = self._run(batch)
             outputs += [(found, row) for row in range(len(found["boxes"]))]
             start = time.perf_counter()
             spent["network"] += start - ready
         shared = {stage: seconds * 1e3 / len(pictures) for stage, seconds in spent.items()}
         return _Done(pictures, outputs[: len(pictures)], self.config, detection, shared)
+
+    def _run(self, inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """The outputs of one call, if they are what the contract promises: a stranger's file may compute anything."""
+        try:
+            found = self._backend.run(inputs)
+        except Exception as error:  # each program has kinds of its own
+            raise RuntimeError(f"{self.path}: {self.provider} failed: {str(error).strip()}") from error
+        batch, *rows = found["scores"].shape
+        count, labels = found["num_detections"], found["labels"]
+        shapes = {"num_detections": (batch,), "boxes": (batch, *rows, 4), "labels": (batch, *rows)}
+        fits = batch == (1 if self.about.preprocess else len(inputs["image"]))
+        fits = fits and len(rows) == 1 and all(found[name].shape == shape for name, shape in shapes.items())
+        fits = fits and ("masks" not in found or found["masks"].shape[:2] == (batch, *rows))
+        if fits and count.min() >= 0 and count.max() <= rows[0]:
+            there = labels[np.arange(rows[0]) < count[:, None]]
+            if ((there >= 0) & (there < self.config.num_classes)).all():
+                return found
+        raise ValueError(f"{self.path}: expected detections of the contract's shapes and the metadata's classes")
 
     def _batches(self, pictures: list[NDArray[np.uint8]]) -> Iterator[dict[str, NDArray[Any]]]:
         """The inputs of each call that the pictures take: one, unless the file fixes how many go together."""

@@ -2,8 +2,8 @@
 
 import copy
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import astuple, dataclass, replace
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,11 @@ from ..engine.model.config import DetectionConfig
 from ..engine.model.mask_rcnn import MaskRCNN
 from ..engine.pictures.reading import expand, read
 from ..engine.training.data import read_json
-from ..engine.training.detection import detect, sources
+from ..engine.training.detection import Source, detect, sources
 from ..engine.training.evaluate import evaluate
 from .runtime import Runtime
 
-__all__ = ["Check", "Tolerance", "Verification", "compare", "verify"]
+__all__ = ["Check", "Tolerance", "Verification", "average_precision", "compare", "verify"]
 
 
 @dataclass(frozen=True)
@@ -77,11 +77,13 @@ class Verification:
         path: the file.
         provider: what ran it.
         checks: one after the other.
+        total: of the detections of all pictures.
     """
 
     path: Path
     provider: str
     checks: tuple[Check, ...]
+    total: "Comparison"
 
     @property
     def good(self) -> bool:
@@ -125,24 +127,26 @@ def verify(
     resized = about.preprocess and about.config.input.resize.quantize and about.precision == "float32"
     wanted = tolerance or (RESIZED if resized else TOLERANCES[about.precision])
     detection = about.config.detection
-    found = 0
+    found: list[Comparison] = []
     for batch in _batches(list(_pictures(pictures)), about.preprocess or (about.static or [3])[0] == 1):
         start = time.perf_counter()
         theirs = reference.predict(batch, batch_size=len(batch))
         middle = time.perf_counter()
         ours = runtime.predict(batch, batch_size=len(batch))
         spent = middle - start, time.perf_counter() - middle
-        parts = [
-            compare(a, b, wanted, detection.score_threshold, detection.max_detections)
-            for a, b in zip(ours, theirs, strict=True)
-        ]
-        found += sum(len(result) for result in theirs)
-        checks.append(_summary(parts, [picture.shape[:2] for picture in batch], spent, wanted.share))
-    if not found:
+        found.append(
+            Comparison.total(
+                compare(a, b, wanted, detection.score_threshold, detection.max_detections)
+                for a, b in zip(ours, theirs, strict=True)
+            )
+        )
+        checks.append(_check(found[-1], [picture.shape[:2] for picture in batch], spent, wanted.share))
+    total = Comparison.total(found)
+    if not total.matched + total.alone:
         checks.append(Check("detections", "none in any picture, so nothing has been compared: give others", False))
     if data is not None:
         checks += _average_precision(runtime, reference, *data, wanted.ap)
-    return Verification(path, runtime.provider, tuple(checks))
+    return Verification(path, runtime.provider, tuple(checks), total)
 
 
 def _pictures(source: Any) -> Iterator[NDArray[np.uint8]]:
@@ -172,6 +176,11 @@ class Comparison:
     box: float
     score: float
     pixels: int
+
+    @classmethod
+    def total(cls, parts: Iterable["Comparison"]) -> "Comparison":
+        matched, alone, *largest = zip(*([0, 0, 0.0, 0.0, 0], *map(astuple, parts)), strict=True)
+        return cls(sum(matched), sum(alone), *map(max, largest))
 
 
 def compare(ours: Result, theirs: Result, tolerance: Tolerance, threshold: float, capacity: int) -> Comparison:
@@ -283,30 +292,47 @@ def _batches(pictures: list[NDArray[np.uint8]], single: bool) -> Iterator[list[N
         rest = rest[together:]
 
 
+def average_precision(
+    program: Predicting,
+    content: Mapping[str, Any],
+    pictures: Sequence[Source],
+    kinds: Sequence[str] = ("bbox", "segm"),
+) -> dict[str, float]:
+    """COCO's AP of a program, by kind.
+
+    Args:
+        program: what predicts.
+        content: of a COCO annotation file.
+        pictures: of it.
+        kinds: "bbox", "segm".
+
+    Raises:
+        ValueError: what :func:`evaluate` refuses.
+        ImportError: pycocotools is missing.
+    """
+    known = {category["id"] for category in content["categories"]}
+    found = [x for entries in detect(program.predict, pictures) for x in entries if x["category_id"] in known]
+    figures = evaluate(found, content, kinds=kinds).summary
+    return {kind: figures[f"{kind}_AP"] for kind in kinds}
+
+
 def _average_precision(
     ours: Runtime, theirs: Predicting, annotations: str | Path, images: str | Path, limit: float
 ) -> Iterator[Check]:
-    """COCO's figures of both programs on the same pictures."""
+    """Of both programs on the same pictures."""
     content = read_json(Path(annotations))
     pictures = sources(content, images)
     kinds = ["bbox"] if ours.about.masks == "none" else ["bbox", "segm"]
-    known = {category["id"] for category in content["categories"]}
-    figures = []
-    for program in (theirs, ours):
-        found = [x for entries in detect(program.predict, pictures) for x in entries if x["category_id"] in known]
-        figures.append(evaluate(found, content, kinds=kinds).summary)
+    before, after = (average_precision(program, content, pictures, kinds) for program in (theirs, ours))
     for kind in kinds:
-        before, after = (figure[f"{kind}_AP"] for figure in figures)
-        outcome = f"torch {before:.4f}, file {after:.4f}, {len(pictures)} pictures"
-        yield Check(f"{kind} AP", outcome, after >= before - limit)
+        outcome = f"torch {before[kind]:.4f}, file {after[kind]:.4f}, {len(pictures)} pictures"
+        yield Check(f"{kind} AP", outcome, after[kind] >= before[kind] - limit)
 
 
-def _summary(parts: list[Comparison], sizes: list[tuple[int, ...]], spent: tuple[float, float], share: float) -> Check:
-    matched, alone = sum(part.matched for part in parts), sum(part.alone for part in parts)
+def _check(found: Comparison, sizes: list[tuple[int, ...]], spent: tuple[float, float], share: float) -> Check:
     return Check(
         "batch of " + ", ".join(f"{w}x{h}" for h, w in sizes),
-        f"{matched} matched, {alone} not; boxes {max(part.box for part in parts):.1e}, "
-        f"scores {max(part.score for part in parts):.1e}, masks {max(part.pixels for part in parts)} px; "
-        f"torch {spent[0]:.2f} s, file {spent[1]:.2f} s",
-        matched >= share * (matched + alone),
+        f"{found.matched} matched, {found.alone} not; boxes {found.box:.1e}, scores {found.score:.1e}, "
+        f"masks {found.pixels} px; torch {spent[0]:.2f} s, file {spent[1]:.2f} s",
+        found.matched >= share * (found.matched + found.alone),
     )

@@ -5,7 +5,6 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -135,28 +134,6 @@ def test_nothing_of_this_machine_is_in_the_file(small: Path) -> None:
 )
 def test_metadata_go_to_json_and_back(about: Metadata) -> None:
     assert Metadata.from_json(about.to_json()) == about
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"contract": 99}, "newer trimask"),
-        ({"contract": "1"}, "contract's version"),
-        ({"masks": "some"}, "masks"),
-        ({"preprocess": 1}, "preprocess"),
-        ({"static": [1, 2]}, "static"),
-        ({"precision": None}, "precision"),
-        ({"config": {}}, "class_names"),
-    ],
-)
-def test_metadata_that_do_not_fit(change: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        Metadata.from_json(json.dumps(json.loads(Metadata(CONFIG).to_json()) | change))
-
-
-def test_metadata_that_are_no_json() -> None:
-    with pytest.raises(ValueError, match="expected JSON"):
-        Metadata.from_json("{")
 
 
 # What comes out, beside the model.
@@ -317,6 +294,21 @@ def test_full_masks_are_those_of_a_result_to_the_pixel(
         np.testing.assert_array_equal(one.boxes, other.boxes)
         np.testing.assert_array_equal(one.masks, other.masks)
         assert one.masks.any()
+
+
+@pytest.mark.parametrize("size", [[0, 0], [-5, 96]])
+def test_a_size_of_nothing_has_no_detections(size: list[int], small: Path) -> None:
+    image = torch.rand(1, 3, 96, 96, generator=torch.Generator().manual_seed(5)) * 255
+    found = run(small, image, [size], [[96, 96]])
+    assert found["num_detections"].tolist() == [0]
+    assert not any(found[name].any() for name in ("boxes", "scores", "masks"))
+
+
+@pytest.mark.parametrize("name", ["RoIAlign by the largest sample", "RoIPool"])
+@pytest.mark.parametrize("static", [None, (1, 64, 64)])
+def test_other_pooling_is_refused(name: str, static: tuple[int, int, int] | None, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="pool: expected RoIAlign by the average"):
+        to_onnx(small_model(VARIANTS[name]), tmp_path / "x.onnx", static=static)
 
 
 def test_full_masks_of_a_batch_without_detections(tmp_path: Path) -> None:
@@ -540,85 +532,6 @@ def test_what_a_server_cannot_batch(about: Metadata, dims: list[str]) -> None:
 # Without torch.
 
 
-def bytes_of(path: Path, change: Callable[[Any], None]) -> bytes:
-    model = onnx.load(path)
-    change(model)
-    return model.SerializeToString()
-
-
-def elsewhere(model: Any) -> None:
-    tensor = model.graph.initializer[0]
-    tensor.data_location = onnx.TensorProto.EXTERNAL
-    tensor.external_data.add(key="location", value="../secret")
-
-
-def hidden_elsewhere(model: Any) -> None:
-    node = model.graph.node.add(op_type="If")
-    inner = node.attribute.add(name="then_branch", type=onnx.AttributeProto.GRAPH).g
-    inner.initializer.add().external_data.add(key="location", value="/etc/passwd")
-
-
-def renamed(model: Any) -> None:
-    model.graph.output[1].name = "corners"
-
-
-def retyped(model: Any) -> None:
-    model.graph.input[1].type.tensor_type.elem_type = onnx.TensorProto.FLOAT
-
-
-def resized(model: Any) -> None:
-    model.graph.output[2].type.tensor_type.shape.dim[1].dim_value = 7
-
-
-def unlabelled(model: Any) -> None:
-    model.metadata_props[0].key = "other"
-
-
-def without_graph(model: Any) -> None:
-    model.ClearField("graph")
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (elsewhere, "another file"),
-        (hidden_elsewhere, "another file"),
-        (renamed, "outputs"),
-        (retyped, "inputs"),
-        (resized, "outputs"),
-        (unlabelled, "metadata"),
-        (without_graph, "inputs"),
-    ],
-)
-def test_a_file_of_a_stranger(change: Callable[[Any], None], message: str, small: Path, tmp_path: Path) -> None:
-    path = tmp_path / "strange.onnx"
-    path.write_bytes(bytes_of(small, change))
-    with pytest.raises(ValueError, match=f"strange.onnx: .*{message}"):
-        Runtime(path)
-
-
-def test_what_is_no_onnx_file(small: Path, tmp_path: Path, np_rng: np.random.Generator) -> None:
-    path = tmp_path / "x.onnx"
-    data = small.read_bytes()
-    for wrong in (data[:-1], data[: len(data) // 2], np_rng.bytes(1000), b"\x80" * 100, bytes([0x38, 1])):
-        path.write_bytes(wrong)
-        with pytest.raises(ValueError, match=r"x\.onnx: expected"):
-            Runtime(path)
-    os.truncate(path, 1 << 31)  # takes no room on the disk
-    with pytest.raises(ValueError, match="at most 2 GiB"):
-        Runtime(path)
-
-
-def test_what_onnx_runtime_refuses(small: Path, tmp_path: Path) -> None:
-    def broken(model: Any) -> None:
-        model.graph.node[0].op_type = "Nonsense"
-
-    path = tmp_path / "x.onnx"
-    path.write_bytes(bytes_of(small, broken))
-    with pytest.raises(ValueError, match=r"onnxruntime does not take this file: .*Nonsense"):
-        Runtime(path, cache=False)
-
-
 def test_a_runtime_predicts_as_the_predictor(small: Path, tmp_path: Path, np_rng: np.random.Generator) -> None:
     """Its sources and options: batches, a bad picture among others, limits, a stream."""
     runtime = Runtime(small, threads=1, cache=False)
@@ -725,12 +638,46 @@ def test_it_runs_without_torch(small: Path, tmp_path: Path, np_rng: np.random.Ge
     assert "runs on CPUExecutionProvider" in done.stderr
 
 
+EVALUATED = (
+    WITHOUT_TORCH.partition("from trimask.export")[0]
+    + """
+status = cli.main(["eval", "--weights", sys.argv[1], "--data", sys.argv[2], "--images", sys.argv[3], "--json"])
+assert "torch" not in sys.modules
+raise SystemExit(status)
+"""
+)
+
+
+def test_it_is_evaluated_without_torch(small: Path, tmp_path: Path, np_rng: np.random.Generator) -> None:
+    """On a data set that holds what it finds."""
+    pytest.importorskip("pycocotools")
+    Image.fromarray(noise(np_rng, 100, 150)).save(tmp_path / "one.png")
+    found = Runtime(small, threads=1, cache=False).predict([tmp_path / "one.png"])
+    data = to_dataset(found, dict(zip(CONFIG.category_ids, CONFIG.class_names, strict=True)), tmp_path / "data.json")
+    done = subprocess.run(
+        [sys.executable, "-c", EVALUATED, str(small), str(data), str(tmp_path)],
+        env={**os.environ, "TRIMASK_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["summary"]["bbox_AP50"] > 0.9
+
+
+def test_what_needs_torch_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert cli.main(["info"]) == 1
+    assert "pip install torch, which all needs but `trimask predict`" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["predict", "{small}"], "expected pictures after"),
         (["predict", "{small}", "x.jpg", "--dtype", "float16"], "dtype: expected"),
         (["predict", "{small}", "x.jpg", "--min-size", "100"], "expected no min_size"),
+        (["predict", "{small}", "x.jpg", "--weights", "other.safetensors"], "expected one model"),
         (["predict", "x.jpg", "--runtime", "openvino"], "runtime: expected an exported"),
     ],
 )
