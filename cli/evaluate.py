@@ -182,13 +182,16 @@ def _share(
     options: argparse.Namespace, pictures: Sequence["Source"], categories: Mapping[int, str], rank: int, world: int
 ) -> Found:
     """The detections of every so-manieth batch; batches are the same however many processes there are."""
-    import torch
-
     from ..engine.training.detection import detect
 
-    if options.processes > 1:
+    limits: dict[str, int | None] = {"max_detections": options.max_detections, "resize": options.resize}
+    if options.processes > 1 and options.weights.endswith(".onnx"):
+        limits["threads"] = max((os.cpu_count() or 1) // options.processes, 1)
+    elif options.processes > 1:
+        import torch
+
         torch.set_num_threads(max(torch.get_num_threads() // options.processes, 1))
-    predictor = load_any(options, max_detections=options.max_detections, resize=options.resize)
+    predictor = load_any(options, **limits)
     classes = dict(zip(predictor.config.category_ids, predictor.config.class_names, strict=True))
     _compare(classes, categories, options.categories is not None, quiet=rank > 0)
     mine = [picture for n, picture in enumerate(pictures) if n // options.batch_size % world == rank]

@@ -63,6 +63,8 @@ def run(options: argparse.Namespace) -> int:
 
     console = open_console()
     if options.sources[0].endswith(".onnx"):  # no picture: the model
+        if options.weights != "people":
+            raise ValueError(f"expected one model, got {options.sources[0]} and --weights {options.weights}")
         options.weights = options.sources.pop(0)
         if not options.sources:
             raise ValueError(f"expected pictures after {options.weights}, got none")
@@ -82,7 +84,7 @@ def run(options: argparse.Namespace) -> int:
             for source, name, result in zip(sources, names, progress(stream, len(sources), "predicting"), strict=True):
                 done.append(result.without_picture())  # keep what is small
                 if result.error is not None:
-                    print(f"trimask: {source}: {result.error}", file=sys.stderr)
+                    print(f"trimask: {result.error}", file=sys.stderr)  # which names the picture
                 elif output and not options.no_overlays:
                     result.save(output / f"{name}.jpg")
                 if options.json:

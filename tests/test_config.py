@@ -41,6 +41,8 @@ def changed(**fields) -> str:
         (changed(colour=3), r"config: unknown fields \['colour'\]"),
         (changed(rpn={"convs": "two"}), r"config\.rpn\.convs: expected int, got 'two'"),
         (changed(rpn={"convs": True}), r"config\.rpn\.convs: expected int, got True"),
+        (changed(detection={"nms_threshold": 10**400}), r"config\.detection\.nms_threshold: expected float, got 1000"),
+        ("[" * 100_000, "expected JSON"),
         (changed(rpn=7), r"config\.rpn: expected an object, got 7"),
         (changed(backbone={"type": "VGG"}), r"config\.backbone: expected one of .*ResNetConfig.*, got 'VGG'"),
         (changed(input={"mean": [1.0, 2.0]}), r"config\.input\.mean: expected a list of 3 values"),

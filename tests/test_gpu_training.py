@@ -17,6 +17,7 @@ from test_trainer import spoil, stop_at
 from trimask import MaskRCNN
 from trimask.engine.inference.predictor import Predictor
 from trimask.engine.model.losses import LossConfig, Targets, losses
+from trimask.engine.training.data import CocoDataset
 from trimask.engine.training.distributed import Processes
 from trimask.engine.training.optimizing import make_optimizer
 
@@ -110,6 +111,35 @@ def test_a_run_learns_and_goes_on_after_an_interruption(tmp_path: Path, changes:
         assert b["loss"] == pytest.approx(a["loss"], rel=0.05)
     if config.deterministic:
         assert_same(final(straight), final(second))
+
+
+def learn(rank: int, count: int, norms: str, data: CocoDataset, out: Path) -> None:
+    """One update in one of ``count`` processes on one GPU, where NCCL would refuse a second; the first saves it."""
+    if count > 1:
+        torch.distributed.init_process_group(
+            "gloo", f"file://{out.parent}/{out.name}.meet", rank=rank, world_size=count
+        )
+    config = replace(SIX, iterations=1, warmup=0, norms=norms)
+    found = {"processes": Processes(rank, count, torch.device("cuda", 0)), "predictor": CUDA["predictor"]}
+    run = trainer(out, data, config, start=begin(norms_known=False), **found)
+    run.run()
+    if rank == 0:
+        torch.save({name: x.cpu() for name, x in final(run).items()}, out / "final.pt")
+    if count > 1:
+        torch.distributed.destroy_process_group()
+
+
+def test_synchronised_norms_see_the_whole_batch(tmp_path: Path) -> None:
+    data = drawn(tmp_path / "data", kinds=RUNS, crowd=False)
+    learn(0, 1, "live", data, tmp_path / "one")
+    for norms in ("synchronised", "live"):
+        torch.multiprocessing.spawn(learn, (2, norms, data, tmp_path / norms), nprocs=2)
+    one, together, apart = (torch.load(tmp_path / out / "final.pt") for out in ("one", "synchronised", "live"))
+    means = [name for name in one if name.endswith("running_mean") and one[name].any()]
+    assert means
+    for name in means:
+        torch.testing.assert_close(together[name], one[name], rtol=1e-3, atol=1e-4)
+    assert any(not torch.allclose(apart[name], one[name], rtol=1e-2, atol=1e-3) for name in means)
 
 
 def test_evaluation_and_the_weights_it_keeps(tmp_path: Path) -> None:

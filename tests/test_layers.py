@@ -27,7 +27,8 @@ def test_a_frozen_norm_in_training_has_the_gradients_of_a_norm(rng: torch.Genera
 
 
 @pytest.mark.parametrize(
-    ("channels", "size", "expected"), [(64, (1, 32, 32), True), (32, (1, 32, 32), False), (64, (9, 14, 14), False)]
+    ("channels", "size", "expected"),
+    [(128, (1, 32, 36), True), (64, (1, 32, 36), False), (128, (9, 5, 5), False), (128, (1, 16, 16), False)],
 )
 def test_winograd_is_for_maps_where_it_is_faster(
     channels: int, size: tuple[int, int, int], expected: bool, monkeypatch: pytest.MonkeyPatch

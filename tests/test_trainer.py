@@ -72,6 +72,17 @@ def test_an_interrupted_run_ends_as_a_straight_one(tmp_path: Path, data: CocoDat
     assert_same({name: saved[name] for name in kept}, kept)
 
 
+def test_tensorboard_has_the_metrics_of_an_interrupted_run_once(tmp_path: Path, data: CocoDataset) -> None:
+    accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    trainer(tmp_path, data, replace(SIX, log_every=1), watch=stop_at(3)).run()
+    trainer(tmp_path, data, replace(SIX, log_every=1), start=begin(seed=9), resume=True).run()
+    events = accumulators.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    for name in ("loss", "mask", "learning_rate"):
+        found = {event.step: event.value for event in events.Scalars(name)}
+        assert len(events.Scalars(name)) == len(found)
+        assert found == {line["iteration"]: pytest.approx(line[name]) for line in lines(tmp_path)}
+
+
 def test_a_run_that_ended_does_nothing_more(tmp_path: Path, data: CocoDataset) -> None:
     config = replace(SIX, iterations=1)
     first = trainer(tmp_path, data, config)

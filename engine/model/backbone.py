@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from .config import MobileNetV2Config, ResNetConfig
 from .layers import ConvNorm, relu
 
-__all__ = ["MobileNetV2", "ResNet", "build_backbone"]
+__all__ = ["BasicBlock", "Bottleneck", "MobileNetV2", "ResNet", "build_backbone"]
 
 EXPANSION = 4  # output over inner channels of a bottleneck
 

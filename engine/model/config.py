@@ -289,7 +289,7 @@ class MaskRCNNConfig:
         """Rebuild a config; a :class:`ValueError` names the field that is unknown, missing or of the wrong type."""
         try:
             plain = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, RecursionError) as error:
             raise ValueError(f"config: expected JSON, got {text[:40]!r}... ({error})") from None
         return _from_plain(cls, plain, "config")
 
@@ -329,8 +329,8 @@ def _from_plain(kind: Any, value: Any, where: str) -> Any:
             raise ValueError(f"{where}: expected a list of {len(args)} values, got {value!r}")
         kinds = [args[0]] * len(value) if args[-1] is Ellipsis else args
         return tuple(_from_plain(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(zip(kinds, value, strict=True)))
-    if kind is float and type(value) is int:
+    if kind is float and type(value) is int and abs(value) < 1 << 1023:  # beyond is no float
         return float(value)
     if type(value) is not kind:
-        raise ValueError(f"{where}: expected {kind.__name__}, got {value!r}")
+        raise ValueError(f"{where}: expected {kind.__name__}, got {value!r:.80}")
     return value

@@ -68,7 +68,7 @@ class MaskHead(nn.Module):
 
     def forward(self, features: Tensor, labels: Tensor) -> Tensor:
         """Features [N, C, 14, 14] and labels int64 [N] -> mask logits [N, 28, 28], whose sigmoids are probabilities."""
-        chosen = self._channel(labels)
+        chosen = self.channel(labels)
         x = self._upsampled(features)
         if self.softmax:  # sigmoid(logit) = p of the class, against all that it competes with
             scores = self.logits(x).float()
@@ -86,12 +86,13 @@ class MaskHead(nn.Module):
         """Of each RoI's class and of the background, both [N, 28, 28] in float32 or better; of a softmax alone."""
         scores = self.logits(self._upsampled(features))
         scores = scores.to(torch.promote_types(scores.dtype, torch.float32)).log_softmax(1)
-        return _channels(scores, self._channel(labels)), scores[:, -1]
+        return _channels(scores, self.channel(labels)), scores[:, -1]
 
     def _upsampled(self, features: Tensor) -> Tensor:
         return self.deconv(self.convs(features))  # [N, C, 28, 28]
 
-    def _channel(self, labels: Tensor) -> Tensor:
+    def channel(self, labels: Tensor) -> Tensor:
+        """Which mask is that of a class."""
         return torch.zeros_like(labels) if self.class_agnostic else labels
 
 

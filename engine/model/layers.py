@@ -3,15 +3,12 @@
 import torch
 from torch import Tensor, nn
 
-from ...kernels.cpu.winograd import computed_pixels, differentiable_conv
+from ...kernels.cpu.winograd import differentiable_conv, worth_it
 
 __all__ = ["ConvNorm", "relu"]
 
-WINOGRAD_CHANNELS = 64  # from which on it is faster than a direct convolution
-# In training also, from how many pixels of a batch on (each step transforms the weights three times), and up to how
-# many outputs of its tiles for each that is wanted: maps of 80 x 128 take 0.6 of the time, RoIs of 14 x 14 would 1.1.
-WINOGRAD_PIXELS = 1024
-WINOGRAD_OVERHANG = 1.2
+WINOGRAD_CHANNELS = 128  # from which on it is faster than a direct convolution
+WINOGRAD_PIXELS = 4  # of a batch for each channel, in training, where each step transforms the weights three times
 
 
 def _trains_by_winograd(x: Tensor, weight: Tensor) -> bool:
@@ -20,8 +17,8 @@ def _trains_by_winograd(x: Tensor, weight: Tensor) -> bool:
         torch.is_grad_enabled()
         and x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
-        and images * height * width >= WINOGRAD_PIXELS
-        and computed_pixels(height, width) <= WINOGRAD_OVERHANG * height * width
+        and images * height * width >= WINOGRAD_PIXELS * max(weight.shape[:2])
+        and worth_it(images, height, width, min(weight.shape[:2]))
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
     )

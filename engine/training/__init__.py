@@ -1,1 +1,1 @@
-"""Training: data, augmentation, loading, evaluation; the loop is not here yet."""
+"""Training: data, augmentation, loading, the loop, evaluation."""
