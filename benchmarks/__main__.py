@@ -22,6 +22,7 @@ SUBJECTS = {
     "tables": "measure nothing: rewrite the tables of the documents of a checkout from its files of results",
 }
 PARTS = ("roi", "boxes", "pixels", "epilogue", "gradients", "training", "models")  # of what is measured on a GPU
+GPU_MINUTES = 8.5
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,16 +37,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="CPU threads (%(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows and the machine there")
     parser.add_argument("--quick", action="store_true", help="small inputs, few rounds: a check, not a measurement")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        help="leave out what does not fit, by name (as long as the subject mostly takes); check: stop then (8.5)",
+    )
+    group = parser.add_argument_group("export")
+    group.add_argument("--data", type=Path, metavar="FILE", help="COCO annotations to measure the people model's AP on")
+    group.add_argument("--images", type=Path, metavar="DIR", help="folder of their pictures")
+    group.add_argument("--calibrate", type=Path, nargs="+", metavar="PICTURE", help="for 8 bits (samples)")
     group = parser.add_argument_group("gpu, check")
     group.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: to try them without a GPU")
     parts = ("tests", *PARTS)
     group.add_argument("--only", nargs="+", choices=parts, default=parts, help="these parts alone; gpu: without tests")
-    stop = "check: stop after so many; gpu: let the models begin nothing new when they are near (%(default)s)"
-    group.add_argument("--minutes", type=float, default=8.5, help=stop)
     group.add_argument("--commit", help="of sources that are no checkout; by default $TRIMASK_COMMIT")
     options = parser.parse_args(arguments)
     if options.threads < 1:
         parser.error(f"--threads: expected at least 1, got {options.threads}")
+    if (options.data is None) != (options.images is None):
+        parser.error("--data, --images: expected both of them or neither")
 
     limit_threads(options.threads)  # before torch is loaded, below
     if options.commit:
@@ -54,7 +64,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.subject == "check":
             from .check import check
 
-            return check(options.device, options.quick, options.only, options.json, 60 * options.minutes)
+            return check(
+                options.device, options.quick, options.only, options.json, 60 * (options.minutes or GPU_MINUTES)
+            )
         if options.subject == "tables":
             from .tables import rewrite
 
@@ -82,14 +94,18 @@ def _groups(options: argparse.Namespace, facts: dict[str, Any]) -> Iterator[Any]
     from .measuring import above_floors, with_ceilings
 
     bench = import_module(f".bench_{options.subject}", __package__)
-    if options.subject != "gpu":
-        clock = with_ceilings("cpu", options.quick, facts)
-        yield from above_floors(bench.run(options.threads, options.quick), clock)
+    if options.subject == "gpu":
+        clock = with_ceilings(options.device, options.quick, facts)
+        facts["finished"] = False
+        parts = [part for part in PARTS if part in options.only]
+        yield from bench.run(clock, options.quick, parts, 60 * (options.minutes or GPU_MINUTES))
+        facts["finished"] = True
         return
-    clock = with_ceilings(options.device, options.quick, facts)
-    facts["finished"] = False
-    yield from bench.run(clock, options.quick, [part for part in PARTS if part in options.only], 60 * options.minutes)
-    facts["finished"] = True
+    clock = with_ceilings("cpu", options.quick, facts)
+    more: dict[str, Any] = {"minutes": options.minutes} if options.minutes else {}
+    if options.subject == "export":
+        more["data"] = bench.Data(options.data, options.images, options.calibrate or ())
+    yield from above_floors(bench.run(options.threads, options.quick, **more), clock)
 
 
 if __name__ == "__main__":

@@ -1,30 +1,37 @@
 """Exported files in the runtimes for CPUs, beside torch with the same weights: from photograph to boolean masks.
 
-float32 must find the same objects, lower precision nearly the same; the note says how near. Sizes on disk are in the
-notes too. First calls and memory are measured in a process for each, into which the benchmark loads torch: the runtimes
-by themselves take a few hundred megabytes less.
+float32 must find the same objects, lower precision nearly the same; the note says how near, and how large the file is.
+First calls and memory are measured in a process for each, that of a runtime without torch. Given a COCO data set, the
+bundled model's average precision is measured in each.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
+from ..engine.inference.predicting import Predicting
 from ..engine.inference.predictor import Predictor
 from ..engine.model.checkpoints import load_model
+from ..engine.model.mask_rcnn import MaskRCNN
 from .comparison import Comparison, Planned, bounded
 from .fresh import in_its_own_process
-from .harness import Row, optional
-from .matching import AUTOCAST, EXACT, FLOAT16, Found, Tolerance, disagreement, summary
-from .networks import photographs, random_resnet, torchvision_twin
+from .harness import Row
+from .installed import optional
+from .matching import AUTOCAST, EXACT, FLOAT16, INT8, Found, Tolerance, disagreement, nearness
+from .networks import random_resnet, torchvision_twin, twin_detecting
+from .runtimes import detecting, open_runtime
+from .samples import photographs
 
-__all__ = ["CASES", "MINUTES", "QUICK", "Case", "run"]
+__all__ = ["CASES", "KINDS", "MINUTES", "QUICK", "Case", "Data", "Kind", "run"]
 
-MINUTES = 15.0
-CALIBRATION = 3  # pictures
+MINUTES = 20.0
+CALIBRATION = 3  # photographs, where no others are given
+
+Call = Callable[[], list[Found]]
 
 
 @dataclass(frozen=True)
@@ -41,162 +48,167 @@ class Kind(NamedTuple):
     """A file and how it is run.
 
     Attributes:
-        options: of `to_onnx`; "int8" stands for photographs to calibrate on.
+        export: which file: "" (float32, the host pastes the masks), "full" (the graph does), "half" or "int8".
         tolerance: what passes as the same objects.
     """
 
     backend: str
     dtype: str
-    options: tuple[str, ...] = ()
+    export: str = ""
     tolerance: Tolerance | None = EXACT
+
+
+class Data(NamedTuple):
+    """Pictures that the bundled model knows.
+
+    Attributes:
+        annotations: COCO annotation file to measure AP on; None to measure none.
+        images: the folder of its pictures.
+        calibration: pictures to calibrate 8 bits on, none of those that AP is measured on; by default samples.
+    """
+
+    annotations: Path | None = None
+    images: Path | None = None
+    calibration: Sequence[Path] = ()
 
 
 KINDS = {
     "ONNX Runtime": Kind("onnxruntime", "float32"),
-    "ONNX Runtime, float16": Kind("onnxruntime", "float16", ("half",), FLOAT16),
-    "ONNX Runtime, int8": Kind("onnxruntime", "int8", ("int8",), AUTOCAST),
+    "ONNX Runtime, full masks": Kind("onnxruntime", "float32", "full"),
+    "ONNX Runtime, float16": Kind("onnxruntime", "float16", "half", FLOAT16),
+    "ONNX Runtime, int8": Kind("onnxruntime", "int8", "int8", INT8),
     "OpenVINO": Kind("openvino", "float32"),
-    "OpenVINO, bfloat16": Kind("openvino", "bfloat16", (), AUTOCAST),
+    "OpenVINO, full masks": Kind("openvino", "float32", "full"),
+    "OpenVINO, bfloat16": Kind("openvino", "bfloat16", "", AUTOCAST),
+    "OpenVINO, full masks, bfloat16": Kind("openvino", "bfloat16", "full", AUTOCAST),
 }
 CASES = (
-    Case("people, MobileNetV2 FPN, 480 x 640", "people", (480, 640), 2.5),
-    Case("ResNet-50 FPN, 800 x 1333", "50", (800, 1333), 40.0),
+    Case("people, MobileNetV2 FPN, 480 x 640", "people", (480, 640), 4.0),
+    Case("ResNet-50 FPN, 800 x 1333", "50", (800, 1333), 55.0),
 )
-QUICK = Case("people, MobileNetV2 FPN, 240 x 320", "people", (240, 320), 2.5)
+QUICK = Case("people, MobileNetV2 FPN, 240 x 320", "people", (240, 320), 3.5)
 
 
-class Ran(NamedTuple):
-    """What was found in the picture, and how near that must be."""
-
-    found: list[Found]
-    tolerance: Tolerance | None
-
-
-def run(threads: int, quick: bool, minutes: float = MINUTES) -> Iterator[list[Row]]:
+def run(threads: int, quick: bool, minutes: float = MINUTES, data: Data | None = None) -> Iterator[list[Row]]:
     """The bundled model, then ResNet-50."""
     for package in ("onnx", "onnxscript"):
         if optional(package) is None:
             raise ImportError(f"export: expected {package}, which writes the files; pip install 'trimask[onnx]'")
-    chosen = (QUICK,) if quick else CASES
-    planned = (Planned("export", case.name, case.seconds, partial(_rows, case, threads, quick)) for case in chosen)
+    chosen, data = (QUICK,) if quick else CASES, data or Data()
+    planned = (
+        Planned("export", case.name, case.seconds, partial(_rows, case, threads, quick, data)) for case in chosen
+    )
     yield from bounded(planned, threads, quick, 60 * minutes)
 
 
-def _rows(case: Case, threads: int, quick: bool) -> list[Row]:
+def _rows(case: Case, threads: int, quick: bool, data: Data) -> list[Row]:
+    pictures = photographs(case.size, 1)
     with TemporaryDirectory() as folder:
-        files = _export(case, Path(folder), quick)
-        makers: dict[str, tuple[str, tuple[Any, ...]]] = {
-            "torchvision": ("torchvision_call", ()),
-            "trimask": ("trimask_call", ()),
+        files = _export(case, Path(folder), quick, data)
+        predictors: dict[str, Predicting] = {"trimask": Predictor(_model(case.model), device="cpu")}
+        makers: dict[str, tuple[Any, ...]] = {
+            "torchvision": ("bench_export.torchvision_call", case.model, case.size),
+            "trimask": ("bench_export.trimask_call", case.model, case.size),
+        }
+        calls: dict[str, Call | None] = {
+            "torchvision": torchvision_call(case.model, case.size),
+            "trimask": detecting(predictors["trimask"], pictures),
         }
         absent: dict[str, str] = {}
         for name, kind in KINDS.items():
-            file = files["".join(kind.options)]
+            file = files[kind.export]
             if optional(kind.backend) is None:
                 absent[name] = "not installed"
             elif isinstance(file, str):
                 absent[name] = file
             else:
-                makers[name] = ("runtime_call", (str(file), name, threads))
-        calls = {
-            name: globals()[maker](case.model, case.size, *more)
-            for name, (maker, more) in makers.items()
-            if name != "torchvision" or optional("torchvision")
-        }
-        if optional("torchvision") is None:
-            absent["torchvision"] = "not installed"
-        rounds, seconds = (15, 30.0) if case.model == "people" else (7, math.inf)
-        rows = Comparison("export", case.name, calls, _disagreement, absent=absent).rows(
-            threads, quick, rounds, seconds
+                settings = (str(file), kind.backend, kind.dtype, None, threads)
+                predictors[name] = open_runtime(*settings)
+                makers[name] = ("runtimes.runtime_call", *settings, case.size, 1)
+                calls[name] = detecting(predictors[name], pictures)
+        one = Comparison(
+            "export",
+            case.name,
+            calls,
+            disagreement,
+            lower={name: partial(disagreement, tolerance=kind.tolerance) for name, kind in KINDS.items()},
+            dtype={
+                "torchvision": "float32",
+                "trimask": "float32",
+                **{name: kind.dtype for name, kind in KINDS.items()},
+            },
+            absent=absent,
         )
-        return [_completed(row, case, makers, calls, threads, quick) for row in rows]
+        rounds, seconds = (15, 60.0) if case.model == "people" else (7, math.inf)
+        rows = one.rows(threads, quick, rounds, seconds)
+        for i, row in enumerate(rows):
+            if row.p50_ms is not None:
+                row = replace(row, note="; ".join(filter(None, [row.note, *_notes(row, one, files)])))
+                row = row if quick else _alone(row, makers[row.implementation], threads)
+                rows[i] = _with_precision(row, case, predictors.get(row.implementation), data)
+        return rows
 
 
-def _completed(
-    row: Row,
-    case: Case,
-    makers: dict[str, tuple[str, tuple[Any, ...]]],
-    calls: dict[str, Callable[[], Ran]],
-    threads: int,
-    quick: bool,
-) -> Row:
-    """The row with its precision, how near its detections are, the first call and the memory."""
+def _notes(row: Row, one: Comparison, files: dict[str, Path | str]) -> Iterator[str]:
+    """How large the file is, and how near its detections are."""
     kind = KINDS.get(row.implementation)
-    row = replace(row, dtype=kind.dtype if kind else "float32")
-    if row.p50_ms is None:
-        return row
-    notes = [row.note]
-    maker, more = makers[row.implementation]
     if kind:
-        notes.append(f"{Path(more[0]).stat().st_size / 1e6:.1f} MB")
-        if kind.tolerance is not None:
-            apart, share = summary(calls["trimask"]().found, calls[row.implementation]().found)
-            notes.append(f"scores at most {apart:.4f} from float32's, {share:.0%} found again")
-    if not quick:
-        fields = in_its_own_process(f"bench_export.{maker}", case.model, case.size, *more, threads=threads)
-        notes.append(fields.pop("note", ""))
-        row = replace(row, **fields)
-    return replace(row, note="; ".join(filter(None, notes)))
+        yield f"file of {Path(files[kind.export]).stat().st_size / 1e6:.1f} MB"
+        exact, rounded = one.implementations["trimask"], one.implementations[row.implementation]
+        if kind.tolerance is not None and callable(exact) and callable(rounded):
+            yield nearness(exact(), rounded())
 
 
-def _disagreement(expected: Ran, got: Ran) -> str:
-    return disagreement(expected.found, got.found, got.tolerance)
+def _alone(row: Row, maker: tuple[Any, ...], threads: int) -> Row:
+    """The row with its first call and memory, in a process of its own."""
+    fields = in_its_own_process(*maker, threads=threads)
+    note = "; ".join(filter(None, [row.note, fields.pop("note", "")]))
+    return replace(row, **fields, note=note)
 
 
-def _export(case: Case, folder: Path, quick: bool) -> dict[str, Path | str]:
+def _with_precision(row: Row, case: Case, predictor: Predicting | None, data: Data) -> Row:
+    """The row with its AP, where there is a data set and the weights have been trained."""
+    if data.annotations is None or data.images is None or predictor is None or case.model != "people":
+        return row
+    from ..engine.training.data import read_json
+    from ..engine.training.detection import sources
+    from ..export.verification import average_precision
+
+    content = read_json(data.annotations)
+    found = average_precision(predictor, content, sources(content, data.images))
+    return replace(row, box_ap=found["bbox"], mask_ap=found["segm"])
+
+
+def _export(case: Case, folder: Path, quick: bool, data: Data) -> dict[str, Path | str]:
     """A file of each kind, or why there is none."""
     from ..export.onnx import to_onnx
 
     model = _model(case.model)
-    files: dict[str, Path | str] = {"": to_onnx(model, folder / "float32.onnx").path}
-    files["half"] = to_onnx(model, folder / "float16.onnx", half=True).path
+    options: dict[str, dict[str, Any]] = {"": {}, "full": {"masks": "full"}, "half": {"half": True}}
+    files: dict[str, Path | str] = {
+        name: to_onnx(model, folder / f"{name or 'float32'}.onnx", **more).path for name, more in options.items()
+    }
     files["int8"] = "left out: a quick run calibrates nothing"
     if not quick:
-        pictures = photographs(case.size, CALIBRATION)
+        known = case.model == "people" and data.calibration
+        pictures = list(data.calibration) if known else photographs(case.size, CALIBRATION)
         files["int8"] = to_onnx(model, folder / "int8.onnx", int8=pictures).path
     return files
 
 
-def _model(name: str) -> Any:
+def _model(name: str) -> MaskRCNN:
     return load_model("people") if name == "people" else random_resnet(int(name))
 
 
-def _picture(size: tuple[int, int]) -> Any:
-    """An astronaut, where scikit-image is there."""
-    return photographs((size[0], size[1]), 2)[1]
-
-
-def _found(predictor: Any, size: tuple[int, int], tolerance: Tolerance | None) -> Callable[[], Ran]:
-    picture = _picture(size)
-
-    def call() -> Ran:
-        result = predictor.predict(picture)
-        return Ran([Found(result.boxes, result.scores, result.labels, result.masks)], tolerance)
-
-    return call
-
-
-def trimask_call(model: str, size: tuple[int, int]) -> Callable[[], Ran]:
+def trimask_call(model: str, size: Sequence[int]) -> Call:
     """Torch, with our ops."""
-    return _found(Predictor(_model(model), device="cpu"), size, EXACT)
+    return detecting(Predictor(_model(model), device="cpu"), photographs((size[0], size[1]), 1))
 
 
-def torchvision_call(model: str, size: tuple[int, int]) -> Callable[[], Ran]:
-    """torchvision's model."""
-    from .bench_models import _tensors, _theirs
-
+def torchvision_call(model: str, size: Sequence[int]) -> Call | None:
+    """torchvision's model; None where it is not installed."""
+    torchvision = optional("torchvision")
+    if torchvision is None:
+        return None
     source = _model(model)
-    call = partial(
-        _theirs, _tensors([_picture(size)]), torchvision_twin(optional("torchvision"), source, source.config)
-    )
-    return lambda: Ran(call(), EXACT)
-
-
-def runtime_call(model: str, size: tuple[int, int], file: str, name: str, threads: int) -> Callable[[], Ran]:
-    """A runtime with an exported file."""
-    from ..export.runtime import Runtime
-
-    kind = KINDS[name]
-    dtype = "bfloat16" if kind.dtype == "bfloat16" else "float32"  # else the file has its own precision
-    runtime = Runtime(file, device=None, threads=threads, backend=kind.backend, dtype=dtype, cache=False)
-    return _found(runtime, size, kind.tolerance)
+    return twin_detecting(torchvision_twin(torchvision, source, source.config), photographs((size[0], size[1]), 1))

@@ -1,7 +1,7 @@
 """End to end on a CPU: from decoded photographs to boolean masks, beside torchvision with the same weights.
 
 Both sides resize, detect, and threshold their pasted masks; torchvision gets its float tensors ready made. In float32
-the detections must be the same set. bfloat16, where the processor computes with it, is a row of its own, whose note
+the detections must be the same set. bfloat16, where the processor computes with it, runs in the same rounds; its note
 says how far its scores are from float32's. First calls and memory are measured in a process for each.
 """
 
@@ -23,9 +23,12 @@ from .comparison import NEEDS_A_GPU, Comparison, Planned, bounded
 from .compiling import compiled_peers
 from .device import Bench, has_bfloat16
 from .fresh import in_its_own_process
-from .harness import Row, WallClock, compare, optional
-from .matching import BFLOAT16, Found, disagreement, summary
-from .networks import photographs, random_resnet, torchvision_twin
+from .harness import Row, WallClock
+from .installed import optional
+from .matching import BFLOAT16, Found, disagreement, nearness
+from .networks import random_resnet, torchvision_twin, twin_detecting
+from .runtimes import detecting
+from .samples import photographs
 
 __all__ = ["CASES", "MINUTES", "QUICK", "Case", "comparison", "run"]
 
@@ -62,7 +65,7 @@ class Case:
     variable: Mapping[str, float] | None = None
     compiled: bool = False
 
-    def arguments(self) -> tuple[Any, ...]:
+    def arguments(self) -> tuple[str, str, tuple[int, int] | None, int, int, int]:
         """For another process."""
         return (self.model, self.sample, self.size, self.step, self.max_detections, self.batch)
 
@@ -98,12 +101,14 @@ def run(threads: int, quick: bool, minutes: float = MINUTES) -> Iterator[list[Ro
 
 
 def comparison(case: Case) -> Comparison:
-    """Those that compute in float32."""
+    """torchvision and ours, which is held to float32's detections in bfloat16 too."""
     arguments = case.arguments()
     calls: dict[str, Call | None] = {
         "torchvision": torchvision_call(*arguments),
         "trimask": trimask_call(*arguments),
     }
+    if has_bfloat16():
+        calls[BF16] = trimask_call(*arguments, "bfloat16")
     absent = {"trimask, Triton": NEEDS_A_GPU, "Detectron2": "left out: other weights"}
     if optional("detectron2") is None:
         absent["Detectron2"] = "not installed"
@@ -113,48 +118,43 @@ def comparison(case: Case) -> Comparison:
         calls[COMPILED] = _compiled_call(*arguments)
     else:
         absent[COMPILED] = "left out: minutes of compiling"
-    return Comparison("models", case.name, calls, disagreement, absent=absent, variable=case.variable)
+    return Comparison(
+        "models",
+        case.name,
+        calls,
+        disagreement,
+        lower={BF16: partial(disagreement, tolerance=BFLOAT16)},
+        dtype=dict.fromkeys((*calls, *absent), "float32") | {BF16: "bfloat16"},
+        absent=absent,
+        variable=case.variable,
+    )
 
 
 def _rows(case: Case, threads: int, quick: bool) -> list[Row]:
     rounds, seconds = (15, 10.0) if case.model == "people" else (7, math.inf)
-    arguments = case.arguments()
     one = comparison(case)
-    rows = one.rows(threads, quick, rounds, seconds)
-    makers: dict[str, tuple[str, Any]] = {"torchvision": ("torchvision_call", ()), "trimask": ("trimask_call", ())}
-    if has_bfloat16():
-        makers[BF16] = ("trimask_call", ("bfloat16",))
-        exact, rounded = one.implementations["trimask"], trimask_call(*(*arguments, "bfloat16"))
+    return [_completed(row, case, one, threads) for row in one.rows(threads, quick, rounds, seconds)]
+
+
+def _completed(row: Row, case: Case, one: Comparison, threads: int) -> Row:
+    """The row with how near its detections are to float32's, and with what a process of its own shows."""
+    makers: dict[str, tuple[str, ...]] = {
+        "torchvision": ("bench_models.torchvision_call",),
+        "trimask": ("bench_models.trimask_call",),
+        BF16: ("bench_models.trimask_call", "bfloat16"),
+    }
+    if row.p50_ms is None or row.implementation not in makers:
+        return row
+    notes = [row.note]
+    if row.implementation == BF16:
+        exact, rounded = one.implementations["trimask"], one.implementations[BF16]
         assert callable(exact)
-        rows.insert(2, _in_bfloat16(case, exact, rounded, 2 if quick else rounds, threads))
-    for i, row in enumerate(rows):
-        if row.p50_ms is not None and row.implementation in makers:
-            maker, more = makers[row.implementation]
-            fields = in_its_own_process(maker, *arguments, *more, threads=threads)
-            notes = [row.note, fields.pop("note", "")]
-            rows[i] = replace(row, **fields, note="; ".join(note for note in notes if note))
-    return rows
-
-
-def _in_bfloat16(case: Case, exact: Call, rounded: Call, rounds: int, threads: int) -> Row:
-    """Its row, with what rounding does to the detections; float32 runs again, interleaved with it."""
-    near = partial(disagreement, tolerance=BFLOAT16)
-    calls = {"trimask": exact, BF16: rounded}
-    _, row = compare(
-        "models",
-        case.name,
-        calls,
-        near,
-        rounds=rounds,
-        threads=threads,
-        clock=WallClock(),
-        dtype="bfloat16",
-        variable=case.variable,
-        seconds=10.0,
-    )
-    apart, share = summary(exact(), rounded())
-    note = f"scores at most {apart:.4f} from float32's, {share:.0%} found again"
-    return replace(row, note="; ".join(filter(None, [row.note, note])))
+        assert callable(rounded)
+        notes.append(nearness(exact(), rounded()))
+    maker, *more = makers[row.implementation]
+    fields = in_its_own_process(maker, *case.arguments(), *more, threads=threads)
+    notes.append(fields.pop("note", ""))
+    return replace(row, **fields, note="; ".join(filter(None, notes)))
 
 
 def _model(model: str) -> MaskRCNN:
@@ -181,14 +181,8 @@ def trimask_call(
     dtype: str = "float32",
 ) -> Call:
     """Our predictor, ready to be called."""
-    pictures = _pictures(sample, size, step, batch)
     predictor = Predictor(_model(model), device="cpu", dtype=getattr(torch, dtype), max_detections=max_detections)
-
-    def ours() -> list[Found]:
-        results = predictor.predict(pictures, batch_size=batch)
-        return [Found(result.boxes, result.scores, result.labels, result.masks) for result in results]
-
-    return ours
+    return detecting(predictor, _pictures(sample, size, step, batch))
 
 
 def torchvision_call(
@@ -197,16 +191,16 @@ def torchvision_call(
     """torchvision's model with the same weights; None where it is not installed."""
     if optional("torchvision") is None:
         return None
-    return partial(_theirs, _tensors(_pictures(sample, size, step, batch)), _twin(model, max_detections))
+    return twin_detecting(_twin(model, max_detections), _pictures(sample, size, step, batch))
 
 
 def _compiled_call(
     model: str, sample: str, size: tuple[int, int] | None, step: int, max_detections: int, batch: int
 ) -> Call:
     """The same with its trunk through torch's compiler; a call that says so where that failed."""
-    run = partial(_theirs, _tensors(_pictures(sample, size, step, batch)))
+    make = partial(twin_detecting, pictures=_pictures(sample, size, step, batch))
     bench = Bench(WallClock(), False, time.monotonic() + 2 * _COMPILING)
-    _, call = next(compiled_peers(_twin(model, max_detections), run, bench))
+    _, call = next(compiled_peers(_twin(model, max_detections), make, bench))
     return call
 
 
@@ -214,20 +208,3 @@ def _twin(model: str, max_detections: int) -> Any:
     source = _model(model)
     config = replace(source.config, detection=replace(source.config.detection, max_detections=max_detections))
     return torchvision_twin(optional("torchvision"), source, config)
-
-
-def _tensors(pictures: list[Picture]) -> list[torch.Tensor]:
-    return [torch.from_numpy(picture).permute(2, 0, 1).float() / 255 for picture in pictures]
-
-
-@torch.inference_mode()
-def _theirs(images: list[torch.Tensor], twin: Any) -> list[Found]:
-    return [
-        Found(
-            found["boxes"].numpy(),
-            found["scores"].numpy(),
-            found["labels"].numpy() - 1,  # label 0 is the background
-            (found["masks"][:, 0] > 0.5).numpy(),
-        )
-        for found in twin(images)
-    ]

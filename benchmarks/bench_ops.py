@@ -24,11 +24,11 @@ from ..kernels.roi_pooling import pyramid_roi_align
 from ..kernels.suppression import nms, segmented_nms
 from . import cases
 from .comparison import NEEDS_A_GPU, Comparison, Planned, affordable, bounded
-from .gpu_roi import _pixels_under
-from .harness import Row, optional
-from .inputs import STRIDES
+from .harness import Row
+from .inputs import STRIDES, dtype_name, pixels_under
+from .installed import optional
 
-__all__ = ["MINUTES", "plan", "run"]
+__all__ = ["MINUTES", "plan", "run", "torchvision_paste"]
 
 ops = optional("torchvision.ops")
 roi_heads = optional("torchvision.models.detection.roi_heads")
@@ -36,7 +36,6 @@ coco = optional("pycocotools.mask")
 
 MINUTES = 15.0
 DEAR = 4.0  # seconds of a call of each
-SHORT = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: "float32", torch.float64: "float64"}
 REFERENCE = "plain torch reference"
 TRITON = "trimask, Triton"
 TOO_SLOW = "left out: an element at a time"
@@ -130,7 +129,7 @@ def _roi_align(case: cases.RoIAlignCase) -> Comparison:
     absent = {TRITON: NEEDS_A_GPU} | ({} if few else {REFERENCE: TOO_SLOW})
     names = {"count": "RoIs", "channels": "channels", "output": "pool"}
     variable = {names[case.varied]: float(getattr(case, case.varied))} if case.varied else None
-    dtype = SHORT[case.dtype]
+    dtype = dtype_name(case.dtype)
     return Comparison(
         "roi_align",
         case.name,
@@ -139,7 +138,7 @@ def _roi_align(case: cases.RoIAlignCase) -> Comparison:
         near=near,
         dtype=dtype,
         absent=absent,
-        least_bytes=(_pixels_under(boxes[None], padded) + case.count * case.output**2)
+        least_bytes=(pixels_under(boxes[None], padded) + case.count * case.output**2)
         * case.channels
         * case.dtype.itemsize,
         operations=case.operations,
@@ -246,6 +245,7 @@ def _detections(case: cases.DetectionCase) -> Comparison:
 
 
 def torchvision_paste(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """torchvision's masks, bool [N, H, W], of probabilities [N, m, m] in boxes [N, 4] of a picture of (H, W)."""
     return roi_heads.paste_masks_in_image(masks[:, None], boxes, size)[:, 0] > 0.5
 
 

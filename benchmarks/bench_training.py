@@ -17,9 +17,11 @@ from ..engine.model.checkpoints import load_model
 from ..engine.model.losses import LossConfig, Targets, losses
 from ..engine.model.mask_rcnn import MaskRCNN
 from ..engine.model.matching import ANCHORS, OBJECTS, PROPOSALS, draw
-from .comparison import Comparison
-from .harness import Row, optional
-from .networks import photographs, random_resnet, torchvision_twin
+from .comparison import Comparison, Planned, bounded
+from .harness import Row
+from .installed import optional
+from .networks import random_resnet, torchvision_twin
+from .samples import photographs
 
 __all__ = [
     "QUICK",
@@ -36,6 +38,7 @@ __all__ = [
 ]
 
 CPU = torch.device("cpu")
+MINUTES = 10.0
 TERMS = {  # of torchvision's losses
     "rpn_cls": "loss_objectness",
     "rpn_box": "loss_rpn_box_reg",
@@ -53,27 +56,32 @@ Step = Callable[[], dict[str, Tensor]]
 
 @dataclass(frozen=True)
 class Case:
-    """A model ("people", or a ResNet's depth) and its batch."""
+    """A model ("people", or a ResNet's depth) and its batch; seconds as in `Planned`."""
 
     name: str
     model: str
     size: tuple[int, int]
     batch: int
+    seconds: float = 1.0
 
 
 CASES = (
-    Case("people, MobileNetV2 FPN, 2 x 320 x 512", "people", (320, 512), 2),
-    Case("ResNet-50 FPN, 1 x 640 x 800", "50", (640, 800), 1),
+    Case("people, MobileNetV2 FPN, 2 x 320 x 512", "people", (320, 512), 2, 3.5),
+    Case("ResNet-50 FPN, 1 x 640 x 800", "50", (640, 800), 1, 15.0),
 )
-
 
 QUICK = replace(CASES[0], name="people, MobileNetV2 FPN, 2 x 128 x 160", size=(128, 160))
 
 
-def run(threads: int, quick: bool) -> Iterator[list[Row]]:
+def run(threads: int, quick: bool, minutes: float = MINUTES) -> Iterator[list[Row]]:
     """The bundled model and ResNet-50 FPN, on photographs with ellipses in them."""
-    for case in (QUICK,) if quick else CASES:
-        yield comparison(case).rows(threads, quick, rounds=10 if case.model == "people" else 7, seconds=math.inf)
+
+    def rows(case: Case) -> list[Row]:
+        return comparison(case).rows(threads, quick, rounds=10 if case.model == "people" else 7, seconds=math.inf)
+
+    chosen = (QUICK,) if quick else CASES
+    planned = (Planned("training", case.name, case.seconds, partial(rows, case)) for case in chosen)
+    yield from bounded(planned, threads, quick, 60 * minutes)
 
 
 class SeededSampler:

@@ -2,7 +2,8 @@
 
 torchvision runs beside them where the weights mean in its architecture what they mean here; it gets its float tensors
 ready made, on the device. All find the same objects before any of them is timed, by what float32 found where the
-precision is lower. What cannot take part is a row too, which says why.
+precision is lower. The first call and, on a CPU, the memory are measured in a process for each, except of what is
+compiled, whose first call takes minutes. What cannot take part is a row too, which says why.
 """
 
 import time
@@ -18,18 +19,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..engine.inference.predicting import Predicting
 from ..engine.inference.predictor import Predictor
 from ..engine.model.checkpoints import load_model
 from ..engine.model.config import MaskRCNNConfig, MobileNetV2Config
 from ..engine.model.mask_rcnn import MaskRCNN
 from ..engine.model.presets import torchvision_v1
-from ..engine.pictures.reading import read
 from .compiling import compiled_peers, time_limit
 from .device import Bench, precision
-from .harness import Call, Row, WallClock, compare, optional
-from .matching import AUTOCAST, BFLOAT16, EXACT, FLOAT16, Found, Tolerance, disagreement
-from .networks import photographs, torchvision_twin
+from .fresh import in_its_own_process
+from .harness import Call, Row, WallClock, compare
+from .installed import optional
+from .matching import AUTOCAST, BFLOAT16, EXACT, FLOAT16, INT8, Found, Tolerance, disagreement, nearness
+from .networks import torchvision_twin, twin_detecting
+from .runtimes import detecting, open_runtime
+from .samples import photographs
+from .usage import usage
 
 __all__ = ["BACKENDS", "Work", "run", "unlike_torchvision"]
 
@@ -40,7 +44,7 @@ _TOLERANCES: dict[str, Tolerance | None] = {
     "float32": EXACT,
     "float16": FLOAT16,
     "bfloat16": BFLOAT16,
-    "int8": AUTOCAST,
+    "int8": INT8,
 }
 _ROUNDS, _QUICK_ROUNDS = 15, 7
 _SECONDS, _QUICK_SECONDS = 60.0, 20.0  # for a case
@@ -49,7 +53,7 @@ _PIECES = 256  # of what is compiled
 _WARM_UP = 3  # calls of what is compiled: the shapes of the second one differ
 
 Picture = NDArray[np.uint8]
-Program = Callable[[Sequence[Picture]], Call]  # a call on those pictures, made ready
+Make = Callable[[Sequence[Picture]], Call]  # a call on those pictures, made ready
 Say = Callable[[str], None]
 
 
@@ -94,6 +98,25 @@ class _Absent(Exception):
     """A program takes no part; says why."""
 
 
+@dataclass(frozen=True)
+class _Program:
+    """What runs the weights.
+
+    Attributes:
+        make: A call on pictures.
+        maker: What makes it in a process of its own: a function, as `fresh` takes it, and its first arguments; then
+            come size, batch and pictures. Empty where that is not measured.
+        by_torch: Whether torch runs it, which can tell its memory on a GPU.
+    """
+
+    make: Make
+    maker: tuple[Any, ...] = ()
+    by_torch: bool = True
+
+
+_Programs = dict[str, _Program | str]  # by the name of the row; or why there is none
+
+
 def run(work: Work, say: Say) -> Iterator[list[Row]]:
     """The rows of each size and batch as soon as they are measured; `say` hears what is being done."""
     with TemporaryDirectory() as folder, precision(tf32=False, tuned=False):
@@ -109,44 +132,79 @@ def _rows(
     case: str,
     size: tuple[int, int],
     batch: int,
-    programs: Mapping[str, Program | str],
-    standard: Program | None,
+    programs: Mapping[str, _Program | str],
+    standard: Make | None,
 ) -> list[Row]:
-    pictures = _pictures(work, size, batch)
-    calls: dict[str, Call | None] = {}
+    pictures = photographs(size, batch, work.pictures)
+    calls: dict[str, Call] = {}
     absent: dict[str, str] = {}
     for name, program in programs.items():
         try:
             if isinstance(program, str):
                 raise _Absent(program)
-            calls[name] = program(pictures)
+            calls[name] = program.make(pictures)
         except _Absent as reason:
             absent[name] = str(reason)
     tolerance = _TOLERANCES[work.dtype]
-    expected = standard(pictures)() if standard else None
     clock = WallClock(torch.device(work.where).type)
+    dtypes = dict.fromkeys(programs, work.dtype)
+    if work.on_cpu:  # in lower precision torchvision's runs by autocast on a GPU alone
+        dtypes |= dict.fromkeys(("torchvision", _COMPILED_PEER), "float32")
+    expected = standard(pictures)() if standard else None
     rows = compare(
         "models",
         case,
         calls,
         partial(_differing, tolerance=tolerance),
         near=partial(_differing, tolerance=tolerance and AUTOCAST),
+        lower={_OURS["openvino"]: partial(_differing, tolerance=AUTOCAST)} if work.dtype == "bfloat16" else {},
         expected=expected,
         rounds=_QUICK_ROUNDS if work.quick else _ROUNDS,
         seconds=_QUICK_SECONDS if work.quick else _SECONDS,
         threads=work.threads,
         clock=clock,
-        dtype=work.dtype,
+        dtype=dtypes,
         variable={"batch": batch, "height": size[0], "width": size[1]},
     )
-    by_name = {row.implementation: row for row in rows}
+    if expected:
+        rows = [_nearness(row, expected, calls[row.implementation]) for row in rows]
+    by_name = {row.implementation: _completed(row, work, size, batch, programs, calls) for row in rows}
     for name, why in absent.items():
-        by_name[name] = Row("models", case, name, clock.device, work.dtype, work.threads, note=why)
-    if work.on_cpu and work.dtype != "float32":
-        for name in ("torchvision", _COMPILED_PEER):
-            if name in calls:
-                by_name[name] = replace(by_name[name], note=f"in float32; {by_name[name].note}".rstrip("; "))
+        by_name[name] = Row("models", case, name, clock.device, dtypes[name], work.threads, note=why)
     return [by_name[name] for name in programs]
+
+
+def _nearness(row: Row, expected: list[Found], call: Call) -> Row:
+    """The row with how near its detections are to float32's, where it was timed in lower precision."""
+    if row.p50_ms is None or row.dtype == "float32":
+        return row
+    return replace(row, note="; ".join(filter(None, [row.note, nearness(expected, call())])))
+
+
+def _completed(
+    row: Row,
+    work: Work,
+    size: tuple[int, int],
+    batch: int,
+    programs: Mapping[str, _Program | str],
+    calls: Mapping[str, Call],
+) -> Row:
+    """The row with its first call and memory, where it was timed."""
+    program = programs[row.implementation]
+    if row.p50_ms is None or isinstance(program, str):
+        return row
+    found: dict[str, Any] = {}
+    if not work.on_cpu and program.by_torch:
+        with torch.cuda.device(work.where):
+            found = usage(Bench(WallClock(row.device), work.quick), calls[row.implementation], batch)
+    if program.maker:
+        files = [str(picture) for picture in work.pictures]
+        alone = in_its_own_process(*program.maker, size, batch, files, threads=work.threads)
+        if not work.on_cpu:
+            alone.pop("peak_bytes", None)  # of the host
+        found |= alone
+    note = "; ".join(filter(None, [row.note, found.pop("note", "")]))
+    return replace(row, **found, note=note)
 
 
 def _differing(expected: list[Found], found: list[Found], tolerance: Tolerance | None) -> str:
@@ -156,40 +214,31 @@ def _differing(expected: list[Found], found: list[Found], tolerance: Tolerance |
     return disagreement(expected, found, tolerance)
 
 
-def _pictures(work: Work, size: tuple[int, int], batch: int) -> list[Picture]:
-    if not work.pictures:
-        return photographs(size, batch)
-    from PIL import Image
-
-    files = [work.pictures[i % len(work.pictures)] for i in range(batch)]
-    return [np.array(Image.fromarray(read(file).array).resize(size[::-1])) for file in files]
-
-
-def _programs(work: Work, folder: Path, say: Say) -> tuple[dict[str, Program | str], Program | None]:
-    """Every program by the name of its row, or why there is none; and what shows what is right in lower precision."""
+def _programs(work: Work, folder: Path, say: Say) -> tuple[_Programs, Make | None]:
+    """Every program, and what shows what is right in lower precision."""
     exported = work.weights.endswith(".onnx")
     if exported:
         if work.options:
             raise ValueError(f"{work.weights}: expected no {', '.join(work.options)}, which the export has fixed")
         no_torch = "an exported file, which torch does not read"
-        found: dict[str, Program | str] = {"torchvision": no_torch}
+        found: _Programs = {"torchvision": no_torch}
         found |= {_OURS[name]: no_torch for name in work.backends if name in ("torch", "compiled")}
         return found | _exported(work, Path(work.weights)), None
     say(f"loading {work.weights}")
     source = load_model(work.weights, **work.options)
     found = {"torchvision": _torchvision(work, source, compiled=False)}
     if "torch" in work.backends:
-        found[_OURS["torch"]] = partial(_call, _predictor(work, source))
+        found[_OURS["torch"]] = _Program(partial(detecting, _predictor(work, source)), _alone("trimask_call", work))
     if "compiled" in work.backends:
         found[_COMPILED_PEER] = _torchvision(work, source, compiled=True)
         found[_OURS["compiled"]] = "not measured: a quick run compiles nothing"
         if not work.quick:
-            found[_OURS["compiled"]] = partial(_compiled, _predictor(work, source))
+            found[_OURS["compiled"]] = _Program(partial(_compiled, _predictor(work, source)))
     if {"onnxruntime", "openvino"} & {*work.backends}:
         found |= _exported(work, _export(work, source, folder / "model.onnx", say))
     standard = None
     if work.dtype != "float32":
-        standard = partial(_call, Predictor(source, device=work.where))
+        standard = partial(detecting, Predictor(source, device=work.where))
     return found, standard
 
 
@@ -197,18 +246,44 @@ def _predictor(work: Work, source: MaskRCNN) -> Predictor:
     return Predictor(source, device=work.where, dtype=getattr(torch, work.dtype))
 
 
-def _call(predictor: Predicting, pictures: Sequence[Picture]) -> Call:
-    def ours() -> list[Found]:
-        results = predictor.predict(list(pictures), batch_size=len(pictures))
-        return [Found(x.boxes, x.scores, x.labels, x.masks if x.has_masks else None) for x in results]
+def _alone(maker: str, work: Work) -> tuple[Any, ...]:
+    return f"bench_weights.{maker}", work.weights, work.where, work.dtype, dict(work.options)
 
-    return ours
+
+def trimask_call(
+    weights: str,
+    device: str,
+    dtype: str,
+    options: Mapping[str, Any],
+    size: Sequence[int],
+    batch: int,
+    pictures: Sequence[str],
+) -> Call:
+    """Our predictor by itself, for `fresh`."""
+    work = Work(weights, device=device, dtype=dtype)
+    predictor = _predictor(work, load_model(weights, **options))
+    return detecting(predictor, photographs((size[0], size[1]), batch, pictures))
+
+
+def torchvision_call(
+    weights: str,
+    device: str,
+    dtype: str,
+    options: Mapping[str, Any],
+    size: Sequence[int],
+    batch: int,
+    pictures: Sequence[str],
+) -> Call:
+    """torchvision's model by itself, for `fresh`."""
+    work, source = Work(weights, device=device, dtype=dtype), load_model(weights, **options)
+    twin = torchvision_twin(optional("torchvision"), source, source.config).to(device)
+    return _their_call(work, twin, photographs((size[0], size[1]), batch, pictures))
 
 
 def _compiled(predictor: Predictor, pictures: Sequence[Picture]) -> Call:
     """The trunk through torch.compile, as far as that takes it."""
     graph: Any = predictor.graph
-    call = _call(predictor, pictures)
+    call = detecting(predictor, pictures)
     if not isinstance(graph.backbone, torch._dynamo.OptimizedModule):  # the first pictures
         graph.backbone = torch.compile(graph.backbone)
     try:
@@ -247,7 +322,7 @@ def unlike_torchvision(config: MaskRCNNConfig) -> str:
     return ", ".join(dict.fromkeys(unlike))
 
 
-def _torchvision(work: Work, source: MaskRCNN, compiled: bool) -> Program | str:
+def _torchvision(work: Work, source: MaskRCNN, compiled: bool) -> _Program | str:
     torchvision = optional("torchvision")
     if torchvision is None:
         return "not installed"
@@ -260,33 +335,19 @@ def _torchvision(work: Work, source: MaskRCNN, compiled: bool) -> Program | str:
     except (ValueError, RuntimeError, StopIteration, AssertionError) as error:
         return f"has no such model: {error}"[:300]
     twin.to(work.where)
-    return partial(_compiled_peer if compiled else _their_call, work, twin)
+    if compiled:
+        return _Program(partial(_compiled_peer, work, twin))
+    return _Program(partial(_their_call, work, twin), _alone("torchvision_call", work))
 
 
 def _their_call(work: Work, twin: Any, pictures: Sequence[Picture]) -> Call:
-    images = [torch.from_numpy(x).permute(2, 0, 1).float().to(work.where) / 255 for x in pictures]
-    lower = work.dtype != "float32" and not work.on_cpu  # in lower precision they run by autocast on a GPU alone
-
-    @torch.inference_mode()
-    def theirs() -> list[Found]:
-        with torch.autocast(torch.device(work.where).type, getattr(torch, work.dtype), enabled=lower):
-            found = twin(images)
-        return [
-            Found(
-                one["boxes"].float().cpu().numpy(),
-                one["scores"].float().cpu().numpy(),
-                one["labels"].cpu().numpy() - 1,  # label 0 is the background
-                (one["masks"][:, 0] > 0.5).cpu().numpy(),
-            )
-            for one in found
-        ]
-
-    return theirs
+    lower = work.dtype != "float32" and not work.on_cpu
+    return twin_detecting(twin, pictures, work.where, getattr(torch, work.dtype) if lower else None)
 
 
 def _compiled_peer(work: Work, twin: Any, pictures: Sequence[Picture]) -> Call:
     bench = Bench(WallClock(), False, time.monotonic() + 2 * _COMPILING)
-    _, call = next(compiled_peers(twin, lambda peer: _their_call(work, peer, pictures)(), bench))
+    _, call = next(compiled_peers(twin, lambda peer: _their_call(work, peer, pictures), bench))
     return call
 
 
@@ -302,15 +363,15 @@ def _export(work: Work, source: MaskRCNN, path: Path, say: Say) -> Path | str:
     return to_onnx(source, path, half=work.dtype == "float16").path
 
 
-def _exported(work: Work, file: Path | str) -> dict[str, Program | str]:
-    found: dict[str, Program | str] = {}
+def _exported(work: Work, file: Path | str) -> _Programs:
+    found: _Programs = {}
     for name in ("onnxruntime", "openvino"):
         if name in work.backends:
             found[_OURS[name]] = _runtime(work, file, name)
     return found
 
 
-def _runtime(work: Work, file: Path | str, name: str) -> Program | str:
+def _runtime(work: Work, file: Path | str, name: str) -> _Program | str:
     if optional(name) is None:
         return "not installed"
     if isinstance(file, str):
@@ -319,11 +380,10 @@ def _runtime(work: Work, file: Path | str, name: str) -> Program | str:
         return "not measured: runs on the CPU"
     if work.dtype == "bfloat16" and name == "onnxruntime":
         return "has no bfloat16"
-    from ..export.runtime import Runtime
-
-    dtype = work.dtype if work.dtype == "bfloat16" else "float32"  # a file has the precision it was exported in
-    device = None if name == "openvino" else work.where
-    runtime = Runtime(file, device=device, threads=work.threads, backend=name, dtype=dtype, cache=False)
+    if work.dtype == "int8" and name == "openvino":
+        return "finds nothing in files of 8 bits"
+    settings = (str(file), name, work.dtype, None if name == "openvino" else work.where, work.threads)
+    runtime = open_runtime(*settings)
     if not work.on_cpu and "CUDA" not in runtime.provider:
         return f"not measured: this one has {runtime.provider} alone"
-    return partial(_call, runtime)
+    return _Program(partial(detecting, runtime), ("runtimes.runtime_call", *settings), by_torch=False)

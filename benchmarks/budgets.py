@@ -62,6 +62,7 @@ def _people_cpu() -> Counts:
     """
     predictor = Predictor(load_model("people"), device="cpu", max_detections=20)
     picture = np.asarray(Image.open(PICTURE).convert("RGB"))
+    predictor.predict(picture)  # weights are laid out at the first call
     with torch.no_grad(), counting() as counts:
         batch = make_batch([picture], predictor.config.input, predictor.device)
         counts.mark("preprocess")

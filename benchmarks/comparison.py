@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .harness import Disagreement, Implementations, Row, compare
+from .harness import OURS, Disagreement, Implementations, Row, compare
 
 __all__ = ["NEEDS_A_GPU", "NEEDS_MEMORY", "Comparison", "Planned", "affordable", "bounded"]
 
@@ -23,7 +23,7 @@ class Comparison:
 
     Attributes:
         subject, case, implementations, disagreement: see `compare`.
-        near, expected, dtype, least_bytes, operations, variable: likewise.
+        near, lower, expected, dtype, least_bytes, operations, variable: likewise.
         absent: implementations that cannot take part, by name, and why.
     """
 
@@ -32,8 +32,9 @@ class Comparison:
     implementations: Implementations
     disagreement: Disagreement
     near: Disagreement | None = None
+    lower: Mapping[str, Disagreement] = field(default_factory=dict)
     expected: Any = None
-    dtype: str = "float32"
+    dtype: str | Mapping[str, str] = "float32"
     absent: Mapping[str, str] = field(default_factory=dict)
     least_bytes: int | None = None
     operations: int | None = None
@@ -51,15 +52,22 @@ class Comparison:
             dtype=self.dtype,
             expected=self.expected,
             near=self.near,
+            lower=self.lower,
             seconds=seconds,
             least_bytes=self.least_bytes,
             operations=self.operations,
             variable=self.variable,
         )
-        found += [
-            Row(self.subject, self.case, name, "cpu", self.dtype, threads, note=x) for name, x in self.absent.items()
+        dtypes = dict.fromkeys(self.absent, self.dtype) if isinstance(self.dtype, str) else self.dtype
+        return found + [
+            Row(self.subject, self.case, name, "cpu", dtypes[name], threads, note=why)
+            for name, why in self.absent.items()
         ]
-        return found
+
+    def differing(self, name: str) -> Disagreement:
+        """What an implementation is held to at least."""
+        ours = name.startswith(OURS)
+        return self.lower.get(name) or (self.disagreement if ours else self.near or self.disagreement)
 
 
 @dataclass(frozen=True)

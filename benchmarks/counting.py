@@ -107,7 +107,8 @@ class _Counting(TorchDispatchMode):
 
 
 def _tensors(tree: Any) -> list[Tensor]:
-    return [x for x in tree_iter(tree) if isinstance(x, Tensor)]
+    """Those whose memory can be asked for: not the weights that oneDNN has laid out."""
+    return [x for x in tree_iter(tree) if isinstance(x, Tensor) and x.layout == torch.strided]
 
 
 def _fused() -> dict[Any, Callable[..., int]]:
@@ -117,9 +118,16 @@ def _fused() -> dict[Any, Callable[..., int]]:
         weight = third if third is not None and len(third) == 4 else second  # with a residual, that is the second
         return conv_flop_count(x, weight, out_shape)
 
+    def added(residual: Any, x: Any, weight: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
+        return conv_flop_count(x, weight, out_shape)
+
     def linear(x: Any, weight: Any, *_: Any, **__: Any) -> int:
         return 2 * math.prod(x) * weight[0]
 
-    layers: dict[str, Callable[..., int]] = {"_convolution_pointwise": convolution, "_linear_pointwise": linear}
+    layers: dict[str, Callable[..., int]] = {
+        "_convolution_pointwise": convolution,
+        "_convolution_pointwise_": added,
+        "_linear_pointwise": linear,
+    }
     found = {getattr(torch.ops.mkldnn, name): of for name, of in layers.items() if hasattr(torch.ops.mkldnn, name)}
     return {**found, epilogue.CONV_RELU: convolution}

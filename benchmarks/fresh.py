@@ -1,6 +1,7 @@
 """One model in a process of its own: how long the first call takes, and how much memory the process had at most.
 
 Neither can be measured side by side: the second model in a process finds everything loaded, and memory has one peak.
+That process loads what the model needs, and torch only where it needs it.
 """
 
 import json
@@ -12,6 +13,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from ..engine.inference.memory import resident_bytes
+
 __all__ = ["in_its_own_process"]
 
 _SECONDS = 600.0
@@ -22,7 +25,7 @@ def in_its_own_process(maker: str, *arguments: Any, threads: int) -> dict[str, A
     """Fields of a `Row`, `first_ms` and `peak_bytes`, or a `note` that says why there are none.
 
     Args:
-        maker: a function of `bench_models`, or "module.function", that loads a model and gives a call.
+        maker: "module.function" of the benchmarks, which loads a model and gives a call.
         *arguments: of it, as JSON has them.
         threads: what torch and BLAS may use.
     """
@@ -46,10 +49,8 @@ def in_its_own_process(maker: str, *arguments: Any, threads: int) -> dict[str, A
 
 
 def _measure(maker: str, arguments: list[Any]) -> dict[str, Any]:
-    from ..engine.inference.profiling import resident_bytes
-
-    module, _, function = maker.rpartition(".")
-    call = getattr(import_module(f".{module or 'bench_models'}", _PACKAGE), function)(*arguments)
+    module, _, function = maker.partition(".")
+    call = getattr(import_module(f".{module}", _PACKAGE), function)(*arguments)
     start = time.perf_counter()
     call()
     first_ms = 1e3 * (time.perf_counter() - start)

@@ -14,9 +14,11 @@ from torch import Tensor
 
 from ..kernels.decoding import proposals as decode_proposals
 from ..kernels.suppression import nms, segmented_nms
+from .cases import CLASSES, DetectionCase
 from .device import Bench, plain_torch
-from .harness import Row, optional
-from .inputs import SIZE, class_scores, kinds_of_boxes, proposals
+from .harness import Row
+from .inputs import SIZE, kinds_of_boxes, proposals
+from .installed import optional
 
 __all__ = ["cases"]
 
@@ -25,7 +27,6 @@ conch = optional("conch.ops.vision.nms")
 
 Case = Callable[[Bench], list[Row]]
 IOU, SCORE, KEPT = 0.7, 0.05, 100
-CLASSES = 80
 MOST_FOR_A_MATRIX = 10_000  # conch's boxes: it holds all pairs at once, 400 MB
 MOST_FOR_A_CPU = 10_000  # boxes of which the oracle is fast enough; beyond, ours too is held to one box of a thousand
 
@@ -76,12 +77,7 @@ def _levels(bench: Bench, count: int, batch: int) -> list[Row]:
 def _detections(bench: Bench) -> list[Row]:
     """Every class of every proposal above a threshold; the best hundred that survive within their class."""
     count = 30 if bench.quick else 1000
-    rng = torch.Generator().manual_seed(0)
-    objects = proposals(count, rng, max(count // 8, 1), 0.12, SIZE)
-    shift = torch.randn(count, CLASSES, 2, generator=rng).mul(2).repeat(1, 1, 2)
-    boxes = (objects[:, None] + shift).flatten(0, 1)  # [count * CLASSES, 4]
-    scores = class_scores(count, CLASSES, rng).flatten()
-    labels = torch.arange(CLASSES).repeat(count)
+    boxes, scores, labels = DetectionCase(count=count).candidates()
     expected = [_exactly_by_class(boxes, scores, labels)] if ops else None
     boxes, scores, labels = bench.put(boxes, scores, labels)
 

@@ -25,9 +25,11 @@ from ..engine.model.mask_rcnn import Detections, MaskRCNN
 from ..kernels.cpu.masks import mask_of_runs
 from .compiling import compiled_peers
 from .device import Bench, precision
-from .harness import Row, optional
+from .harness import Row
+from .installed import optional
 from .matching import AUTOCAST, BFLOAT16, EXACT, FLOAT16, Found, Tolerance, disagreement, summary
-from .networks import photographs, random_resnet, torchvision_twin, without_masks
+from .networks import random_resnet, torchvision_twin, without_masks
+from .samples import photographs
 from .usage import usage
 
 __all__ = ["Point", "cases", "grid"]
@@ -309,7 +311,7 @@ def _compiled(bench: Bench, left: list[str]) -> list[Row]:
         "trimask": partial(_ours, _lean(point.depth, point.masks, point.limits, device, dtype), image, sizes),
     }
     start = time.monotonic()
-    implementations |= dict(compiled_peers(twin, lambda peer: _theirs(peer, images, dtype), bench))
+    implementations |= dict(compiled_peers(twin, lambda peer: partial(_theirs, peer, images, dtype), bench))
     seconds = time.monotonic() - start
     expected = _normal(_theirs(twin, images, torch.float32), point.size)
     case = f"{point}; {'a quick run compiles nothing' if bench.quick else f'compiled in {seconds:.0f} s'}"

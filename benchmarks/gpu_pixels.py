@@ -18,8 +18,9 @@ from ..kernels.resizing import preprocess
 from ..kernels.rle import masks_to_rle
 from .bench_ops import torchvision_paste
 from .device import Bench, plain_torch
-from .harness import Row, optional
+from .harness import Row
 from .inputs import SIZE, smooth_masks
+from .installed import optional
 
 __all__ = ["cases"]
 

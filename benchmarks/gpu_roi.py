@@ -7,18 +7,18 @@ those of all levels.
 import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from importlib import import_module
-from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
 
 from ..kernels.dispatch import use_triton
-from ..kernels.roi_pooling import level_thresholds, pyramid_roi_align, roi_align, roi_pool
+from ..kernels.roi_pooling import pyramid_roi_align, roi_align, roi_pool
 from .device import Bench, plain_torch
-from .harness import Row, optional
-from .inputs import STRIDES, proposals
+from .harness import Row
+from .inputs import STRIDES, dtype_name, levels_of, pixels_under, proposals
+from .installed import optional
 
 __all__ = ["backward_cases", "forward_cases"]
 
@@ -27,7 +27,6 @@ ops = optional("torchvision.ops")
 Case = Callable[[Bench], list[Row]]
 HALF = torch.float16
 SAMPLINGS = ((False, 2), (True, 0))  # (aligned, sampling ratio) of torchvision's and Detectron2's models
-SHORT = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: "float32"}
 
 
 def forward_cases(quick: bool) -> Iterator[Case]:
@@ -39,6 +38,8 @@ def forward_cases(quick: bool) -> Iterator[Case]:
         yield partial(_forward, dtype=HALF, aligned=aligned, ratio=ratio, count=100, output=14)
         yield partial(_forward, dtype=HALF, aligned=aligned, ratio=ratio, batch=8)
     yield partial(_forward, dtype=HALF, aligned=False, ratio=2, mode="max")
+    for dtype in (HALF, torch.float32):
+        yield partial(_turning, dtype=dtype)
     yield _drop_in
     yield _pool
 
@@ -80,17 +81,8 @@ def _forward(
         "trimask, NCHW": [partial(ours, features) for features in planar],
         "trimask, plain torch": [plain_torch(partial(ours, features)) for features in last],
     }
-    if mode == "avg" and use_triton(boxes.device):
-        for name, candidate in _candidates().items():
-            pool = partial(
-                candidate,
-                boxes=boxes,
-                strides=STRIDES,
-                output_size=(output, output),
-                sampling_ratio=ratio,
-                aligned=aligned,
-            )
-            implementations[name] = [partial(_flat, pool, features) for features in last]
+    if mode == "avg" and dtype != torch.float32 and use_triton(boxes.device):  # elsewhere there is no other kernel
+        implementations["trimask, channels_last, bin by bin"] = [_bin_by_bin(partial(ours, x)) for x in last]
 
     def disagreement(expected: Any, got: Any) -> str:
         return _off(_in_order(expected), _in_order(got), _tolerance(size[1], largest, dtype))
@@ -100,13 +92,13 @@ def _forward(
         error = float((_in_order(expected).float() - _in_order(got).float()).abs().mean())
         return "" if error <= 0.1 else f"off by {error:.1e} on average"
 
-    pixels = _pixels_under(boxes.cpu(), size)
+    pixels = pixels_under(boxes.cpu(), size)
     least = (pixels + batch * len(boxes[0]) * output**2) * channels * dtype.itemsize
     rois = f"{_times(batch)}{len(boxes[0])} RoIs x {channels} x {output} x {output}"
     kind = f"{'' if mode == 'avg' else mode + ', '}{_sampling(aligned, ratio)}"
     case = f"{rois}, P2..P5 of {size[0]} x {size[1]}, {kind}"
     return bench.compare(
-        "roi_align", case, implementations, disagreement, near=near, dtype=SHORT[dtype], least_bytes=least
+        "roi_align", case, implementations, disagreement, near=near, dtype=dtype_name(dtype), least_bytes=least
     )
 
 
@@ -149,8 +141,33 @@ def _backward(bench: Bench, dtype: torch.dtype, aligned: bool, ratio: int, count
     case = f"{len(boxes[0])} RoIs x {channels} x 7 x 7 to P2..P5 of {size[0]} x {size[1]}, {_sampling(aligned, ratio)}"
     least = grad_bytes + sum(level.nbytes for level in features)
     return bench.compare(
-        "roi_align_backward", case, implementations, disagreement, dtype=SHORT[dtype], least_bytes=least
+        "roi_align_backward", case, implementations, disagreement, dtype=dtype_name(dtype), least_bytes=least
     )
+
+
+def _turning(bench: Bench, dtype: torch.dtype) -> list[Row]:
+    """All levels turned from NCHW to channels_last memory; torch copies them one by one."""
+    size, channels = ((160, 192), 16) if bench.quick else ((800, 1344), 256)
+    nbytes = channels * sum(size[0] * size[1] // s**2 for s in STRIDES) * dtype.itemsize
+    pyramids = [_pyramid(bench, 1, channels, size, dtype, seed) for seed in range(bench.copies(nbytes))]
+
+    def copied(features: list[Tensor]) -> list[Tensor]:
+        return [feature.contiguous(memory_format=torch.channels_last) for feature in features]
+
+    implementations: dict[str, Any] = {"torch": [partial(copied, features) for features in pyramids]}
+    if use_triton(pyramids[0][0].device):
+        from ..kernels.gpu.turning import to_channels_last
+
+        implementations["trimask"] = [partial(to_channels_last, features) for features in pyramids]
+
+    def differing(expected: list[Tensor], got: list[Tensor]) -> str:
+        wrong = [
+            f"P{level + 2}" for level, pair in enumerate(zip(expected, got, strict=True)) if not torch.equal(*pair)
+        ]
+        return f"{', '.join(wrong)} differ" if wrong else ""
+
+    case = f"{channels} channels, P2..P5 of {size[0]} x {size[1]}, NCHW to channels_last"
+    return bench.compare("turning", case, implementations, differing, dtype=dtype_name(dtype), least_bytes=2 * nbytes)
 
 
 def _drop_in(bench: Bench) -> list[Row]:
@@ -198,7 +215,7 @@ def _torchvision_forward(
     dtype = planar[0][0].dtype
     names = ["torchvision", "torchvision, levels known"]
     if dtype != torch.float32:
-        names.append(f"torchvision, {SHORT[dtype]} throughout")
+        names.append(f"torchvision, {dtype_name(dtype)} throughout")
     if not ops:
         return dict.fromkeys(names)
     pool = _torchvision_pool(boxes, size, output, ratio, aligned)
@@ -218,7 +235,7 @@ def _torchvision_pool(
     """
     pooler = ops.MultiScaleRoIAlign([str(level) for level in range(len(STRIDES))], output, ratio)
     lists, sizes = list(boxes), [size] * len(boxes)
-    rois, level_of = _rois(boxes), _levels(boxes.flatten(0, 1))
+    rois, level_of = _rois(boxes), levels_of(boxes.flatten(0, 1))
 
     def by_level(features: list[Tensor]) -> Tensor:
         pooled = features[0].new_zeros(len(rois), features[0].shape[1], output, output)
@@ -241,7 +258,7 @@ def _torchvision_levels(
     boxes: Tensor, dtype: torch.dtype, output: int, ratio: int, aligned: bool, exact: bool
 ) -> Callable[[list[Tensor]], tuple[Tensor, Tensor]]:
     """Four calls of torchvision's RoIAlign on RoIs sorted by level beforehand; and where each RoI's row went."""
-    rois, level_of = _rois(boxes), _levels(boxes.flatten(0, 1))
+    rois, level_of = _rois(boxes), levels_of(boxes.flatten(0, 1))
     order = level_of.argsort(stable=True)
     sorted_rois = rois[order].to(torch.float32 if exact else dtype)
     parts = sorted_rois.split(level_of.bincount(minlength=len(STRIDES)).tolist())
@@ -257,19 +274,14 @@ def _torchvision_levels(
     return pool
 
 
-def _candidates() -> dict[str, Callable[..., Tensor]]:
-    """What `candidates` offers in place of `pyramid_roi_align`: `X_roi_align` of each module of that name."""
-    folder = Path(__file__).with_name("candidates")
-    names = [file.stem for file in sorted(folder.glob("*_roi_align.py"))]
-    modules = [import_module(f".candidates.{name}", __package__) for name in names]
-    return {
-        f"trimask candidate, {name.removesuffix('_roi_align')}": getattr(module, name)
-        for name, module in zip(names, modules, strict=True)
-    }
+def _bin_by_bin(function: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    """The function where the separable kernel never takes over."""
 
+    def call() -> Tensor:
+        with mock.patch("trimask.kernels.gpu.roi_align.is_faster", return_value=False):
+            return function()
 
-def _flat(pool: Callable[[list[Tensor]], Tensor], features: list[Tensor]) -> Tensor:
-    return pool(features).flatten(0, 1)
+    return call
 
 
 def _in_order(pooled: Tensor | tuple[Tensor, Tensor]) -> Tensor:
@@ -315,26 +327,6 @@ def _rois(boxes: Tensor) -> Tensor:
     """Boxes [B, R, 4] -> [B * R, 5], the image first."""
     image = torch.arange(len(boxes), device=boxes.device).repeat_interleave(boxes.shape[1])
     return torch.cat([image[:, None].to(boxes.dtype), boxes.flatten(0, 1)], 1)
-
-
-def _levels(boxes: Tensor) -> Tensor:
-    """[K, 4] -> [K], the level of each box."""
-    width, height = (boxes[:, 2:] - boxes[:, :2]).unbind(1)
-    thresholds = torch.tensor(level_thresholds(STRIDES)[1:], device=boxes.device)
-    return torch.bucketize((width * height).sqrt(), thresholds, right=True)
-
-
-def _pixels_under(boxes: Tensor, size: tuple[int, int]) -> int:
-    """How many pixels of a pyramid lie under boxes [B, R, 4], each on its own level, and are read at least once."""
-    count = 0
-    for image in boxes:
-        levels = _levels(image)
-        for level, stride in enumerate(STRIDES):
-            seen = torch.zeros(size[0] // stride, size[1] // stride, dtype=torch.bool)
-            for x1, y1, x2, y2 in (image[levels == level] / stride).tolist():
-                seen[max(int(y1 - 0.5), 0) : math.ceil(y2 + 0.5), max(int(x1 - 0.5), 0) : math.ceil(x2 + 0.5)] = True
-            count += int(seen.sum())
-    return count
 
 
 def _tolerance(width: int, largest: float, dtype: torch.dtype) -> float:

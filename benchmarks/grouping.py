@@ -1,16 +1,17 @@
 """Rows of results as a reader wants them: what stood side by side, who won, and what grows with the work."""
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .harness import OURS
 from .results import PEER, Row
 
-__all__ = ["SideBySide", "Sweep", "is_ours", "side_by_side", "sweeps", "verdict"]
+__all__ = ["SideBySide", "Sweep", "beside", "is_ours", "missing", "peer_of", "side_by_side", "sweeps", "verdict"]
 
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
+_BITS = {"float64": 53, "float32": 24, "tf32": 11, "float16": 11, "bfloat16": 8, "int8": 7}  # that a value has
 _POINT = re.compile(r"(.*, )(\d+)( x \d+ x \d+.*)")  # "ResNet-50 FPN, 8 x 800 x 1344": a model, a batch, a size
 
 
@@ -19,7 +20,8 @@ class SideBySide:
     """What was timed side by side: implementations of one case, each once.
 
     Attributes:
-        dtype: of our implementation; a peer may have another one.
+        dtype: of our first implementation; others may have another one.
+        rows: where rounds were not shared with torchvision's, the ratio is that of the medians, without an interval.
     """
 
     subject: str
@@ -30,8 +32,7 @@ class SideBySide:
     @property
     def peer(self) -> Row | None:
         """torchvision's row, if it was timed."""
-        found = (row for row in self.rows if row.implementation == PEER and row.p50_ms)
-        return next(found, None)
+        return peer_of(self.rows)
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,26 @@ class Sweep:
 
 
 def is_ours(row: Row) -> bool:
+    """Whether it is an implementation of this package."""
     return row.implementation.startswith(OURS)
+
+
+def peer_of(rows: Iterable[Row]) -> Row | None:
+    """torchvision's row of a case, if it was timed."""
+    return next((row for row in rows if row.implementation == PEER and row.p50_ms), None)
+
+
+def beside(row: Row, peer: Row | None) -> str:
+    """Of a ratio in lower precision: "beside float32" where torchvision computed with more bits, else ""."""
+    if peer is None or not row.p50_ms:
+        return ""
+    own, theirs = _BITS.get(row.dtype), _BITS.get(peer.dtype)
+    return f"beside {peer.dtype}" if own and theirs and own < theirs else ""
+
+
+def missing(rows: Iterable[Row]) -> Counter[tuple[str, str]]:
+    """In how many cases each implementation has no time, by its name and the reason."""
+    return Counter((row.implementation, row.note) for row in rows if verdict(row) == "missing")
 
 
 def verdict(row: Row) -> str:
@@ -88,9 +108,21 @@ def side_by_side(rows: Iterable[Row]) -> list[SideBySide]:
             group[0].subject,
             group[0].case,
             next((row.dtype for row in group if is_ours(row)), group[0].dtype),
-            group,
+            _with_ratios(group),
         )
         for group in groups
+    ]
+
+
+def _with_ratios(rows: list[Row]) -> list[Row]:
+    peer = peer_of(rows)
+    if peer is None or not peer.p50_ms:
+        return rows
+    return [
+        replace(row, ratio_to_torchvision=peer.p50_ms / row.p50_ms)
+        if row.p50_ms and row.ratio_to_torchvision is None
+        else row
+        for row in rows
     ]
 
 

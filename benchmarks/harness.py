@@ -5,7 +5,6 @@ What disagrees is never timed; what is not installed is listed. What a call cost
 and `DeviceClock` for GPUs.
 """
 
-import importlib
 import math
 import statistics
 import time
@@ -30,7 +29,6 @@ __all__ = [
     "compare",
     "failed",
     "interval",
-    "optional",
 ]
 
 OURS = "trimask"  # how the names of our implementations begin
@@ -107,9 +105,10 @@ def compare(
     rounds: int,
     threads: int,
     clock: Clock | None = None,
-    dtype: str = "float32",
+    dtype: str | Mapping[str, str] = "float32",
     expected: Any = None,
     near: Disagreement | None = None,
+    lower: Mapping[str, Disagreement] | None = None,
     least_bytes: int | Mapping[str, int] | None = None,
     operations: int | Mapping[str, int] | None = None,
     variable: Mapping[str, float] | None = None,
@@ -127,10 +126,11 @@ def compare(
         rounds: How many samples of each, at least 2.
         threads: What torch may use. The BLAS of numpy reads its number from the environment, once: see `__main__`.
         clock: Where and how they are timed; by default on the CPU, as the host sees it.
-        dtype: For the row.
+        dtype: For the row; by name where implementations differ.
         expected: What all are held against instead of the first one's output.
         near: Like `disagreement`, what peers are held to where their arithmetic is known to be less exact. How they
             differ is still in their notes.
+        lower: Like `disagreement`, what implementations in lower precision are held to, by name.
         least_bytes: See `Row`; by name where implementations differ. Likewise `operations`.
         variable: See `Row`.
         seconds: When this has passed there are fewer rounds, 3 at least.
@@ -143,7 +143,7 @@ def compare(
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        verdicts = _verdicts(calls, disagreement, near or disagreement, expected)
+        verdicts = _verdicts(calls, disagreement, near or disagreement, lower or {}, expected)
         timed = {name: clock.samplers(calls[name] or []) for name, verdict in verdicts.items() if verdict.timed}
         samplers = {(name, _MAIN): found.main for name, found in timed.items()}
         samplers |= {(name, field): one for name, found in timed.items() for field, one in found.more.items()}
@@ -152,7 +152,8 @@ def compare(
         torch.set_num_threads(before)
     rows = []
     for name, verdict in verdicts.items():
-        row = Row(subject, case, name, clock.device, dtype, threads, correct=verdict.correct, note=verdict.note)
+        of = dtype if isinstance(dtype, str) else dtype[name]
+        row = Row(subject, case, name, clock.device, of, threads, correct=verdict.correct, note=verdict.note)
         row = replace(row, variable=dict(variable) if variable else None)
         if own := samples.get((name, _MAIN)):
             deciles = statistics.quantiles(own, n=10, method="inclusive")
@@ -200,7 +201,11 @@ class _Verdict:
 
 
 def _verdicts(
-    calls: Mapping[str, Sequence[Call] | None], disagreement: Disagreement, near: Disagreement, expected: Any
+    calls: Mapping[str, Sequence[Call] | None],
+    disagreement: Disagreement,
+    near: Disagreement,
+    lower: Mapping[str, Disagreement],
+    expected: Any,
 ) -> dict[str, _Verdict]:
     verdicts: dict[str, _Verdict] = {}
     standard = None  # whose output is what is expected, where nothing else was given
@@ -217,8 +222,8 @@ def _verdicts(
                 expected, standard = output, name
                 verdicts[name] = _Verdict(True)
             else:
-                note = disagreement(expected, output)
-                accepted = not note or not (ours or near(expected, output))
+                note = lower.get(name, disagreement)(expected, output)
+                accepted = not note or not (ours or name in lower or near(expected, output))
                 verdicts[name] = _Verdict(accepted, note, timed=accepted)
         except Exception as error:
             # A peer need not take every dtype and size; torch and its extensions say so in several ways.
@@ -250,11 +255,3 @@ def _interleave(samplers: Mapping[_Key, Sampler], rounds: int, seconds: float) -
 def failed(subject: str, case: str, clock: Clock, error: Exception) -> Row:
     """The row of a case that could not even be set up."""
     return Row(subject, case, OURS, clock.device, "", torch.get_num_threads(), correct=False, note=_in_words(error))
-
-
-def optional(module: str) -> Any:
-    """The module, or None where it is not installed."""
-    try:
-        return importlib.import_module(module)
-    except ImportError:
-        return None

@@ -1,10 +1,24 @@
-"""Inputs of the size that COCO pictures give, the same on every device and in every run."""
+"""Inputs of the size that COCO pictures give, the same on every device and in every run; and what they cost."""
+
+import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["SIZE", "STRIDES", "class_scores", "kinds_of_boxes", "proposals", "smooth_masks"]
+from ..kernels.roi_pooling import level_thresholds
+
+__all__ = [
+    "SIZE",
+    "STRIDES",
+    "class_scores",
+    "dtype_name",
+    "kinds_of_boxes",
+    "levels_of",
+    "pixels_under",
+    "proposals",
+    "smooth_masks",
+]
 
 STRIDES = (4, 8, 16, 32)  # of the levels P2..P5
 SIZE = (800, 1333)  # height and width of a COCO picture inside the network
@@ -49,3 +63,31 @@ def smooth_masks(count: int, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     coarse = torch.randn(count, 1, 5, 5, generator=rng)
     masks = (3 * F.interpolate(coarse, size=(28, 28), mode="bicubic")).sigmoid()[:, 0]
     return masks, proposals(count, rng, count, 0.1, size)
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """As rows name it: "float16"."""
+    return str(dtype).removeprefix("torch.")
+
+
+def levels_of(boxes: Tensor) -> Tensor:
+    """Boxes [K, 4] -> int64 [K], the place of each one's level in `STRIDES`."""
+    width, height = (boxes[:, 2:] - boxes[:, :2]).unbind(1)
+    thresholds = torch.tensor(level_thresholds(STRIDES)[1:], device=boxes.device)
+    return torch.bucketize((width * height).sqrt(), thresholds, right=True)
+
+
+def pixels_under(boxes: Tensor, size: tuple[int, int]) -> int:
+    """How many pixels of the levels of pictures of (height, width) RoIAlign must read at least.
+
+    They lie under boxes [B, R, 4], each on its own level.
+    """
+    count = 0
+    for image in boxes:
+        levels = levels_of(image)
+        for level, stride in enumerate(STRIDES):
+            seen = torch.zeros(size[0] // stride, size[1] // stride, dtype=torch.bool)
+            for x1, y1, x2, y2 in (image[levels == level] / stride).tolist():
+                seen[max(int(y1 - 0.5), 0) : math.ceil(y2 + 0.5), max(int(x1 - 0.5), 0) : math.ceil(x2 + 0.5)] = True
+            count += int(seen.sum())
+    return count

@@ -1,6 +1,5 @@
 """What a reader needs to judge figures: the machine, its load, the versions of all that ran, and the commit."""
 
-import importlib.metadata
 import os
 import platform
 import re
@@ -12,7 +11,9 @@ from typing import Any
 
 import torch
 
-__all__ = ["environment", "version"]
+from .installed import version
+
+__all__ = ["environment"]
 
 _ROOT = Path(__file__).resolve().parents[1]
 _PACKAGES = (
@@ -61,14 +62,6 @@ def _gpu() -> dict[str, Any]:
         "driver": (_output(query) or "").partition("\n")[0] or None,
         "cuda": torch.version.cuda,
     }
-
-
-def version(package: str) -> str | None:
-    """Of an installed package; None where it is not installed."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _commit() -> str | None:

@@ -5,7 +5,19 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["AUTOCAST", "BFLOAT16", "EXACT", "FLOAT16", "Found", "Tolerance", "differences", "disagreement", "summary"]
+__all__ = [
+    "AUTOCAST",
+    "BFLOAT16",
+    "EXACT",
+    "FLOAT16",
+    "INT8",
+    "Found",
+    "Tolerance",
+    "differences",
+    "disagreement",
+    "nearness",
+    "summary",
+]
 
 _SCORE, _IOU, _MASK_IOU, _MASK_PIXELS = 1e-3, 0.99, 0.98, 2
 _TIES = 50  # one detection in so many may differ: random weights leave IoUs that rounding moves across a threshold
@@ -39,6 +51,8 @@ FLOAT16 = Tolerance(0.04, 0.9)
 BFLOAT16 = Tolerance(0.08, 0.8)
 # Under autocast torchvision's boxes are in lower precision too: a peer that is as far off is named and timed.
 AUTOCAST = Tolerance(0.5, 0.5)
+# Eight bits may turn a doubtful object into a sure one; what that costs, average precision says.
+INT8 = Tolerance(1.0, 0.5)
 
 
 def _ious(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -107,3 +121,9 @@ def summary(theirs: list[Found], ours: list[Found]) -> tuple[float, float]:
     pairs = [_closeness(a, b) for a, b in zip(theirs, ours, strict=True)]
     weights = [max(len(found.scores), 1) for found in theirs]
     return max(apart for apart, _ in pairs), float(np.average([share for _, share in pairs], weights=weights))
+
+
+def nearness(exact: list[Found], rounded: list[Found]) -> str:
+    """How near lower precision comes to float32, in words."""
+    apart, share = summary(exact, rounded)
+    return f"scores at most {apart:.4f} from float32's, {share:.0%} found again"

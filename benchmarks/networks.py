@@ -1,32 +1,27 @@
 """Whole models for the benchmarks, and torchvision's own with the same weights."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 
 from ..engine.model.checkpoints import family
 from ..engine.model.checkpoints.torchvision import TORCHVISION
 from ..engine.model.config import MaskRCNNConfig, MobileNetV2Config
 from ..engine.model.mask_rcnn import MaskRCNN
 from ..engine.model.presets import torchvision_v1
-from .harness import optional
+from .matching import Found
 
-__all__ = ["photographs", "random_resnet", "torchvision_twin", "without_masks"]
+__all__ = ["drawn", "random_resnet", "torchvision_twin", "twin_detecting", "without_masks"]
 
 BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}  # of ResNets by depth
-_SAMPLES = ("coffee", "astronaut", "chelsea", "rocket", "retina")  # in colour, of scikit-image
-_DEMO = Path(__file__).resolve().parents[1] / "docs" / "images" / "demo.jpg"
 
 
 def random_resnet(depth: int = 50, proposals: int = 1000, detections: int = 100) -> MaskRCNN:
     """torchvision's v1 architecture with random weights that find as many objects as they may."""
-    torch.manual_seed(0)
     names = tuple(f"class {i}" for i in range(1, 91))
     config = torchvision_v1(names, tuple(range(1, 91)))
     config = replace(
@@ -35,13 +30,19 @@ def random_resnet(depth: int = 50, proposals: int = 1000, detections: int = 100)
         rpn=replace(config.rpn, pre_nms=proposals, post_nms=proposals),
         detection=replace(config.detection, max_detections=detections),
     )
+    return drawn(config)
+
+
+def drawn(config: MaskRCNNConfig) -> MaskRCNN:
+    """Random weights that find things: unit activations, spread scores."""
+    torch.manual_seed(0)
     model = MaskRCNN(config).eval()
     for name, parameter in model.named_parameters():
         if parameter.dim() > 1:
             gain = 0.06 if "lateral" in name else 0.3 if "deltas" in name else 1.5 if "classes" in name else 1.0
             torch.nn.init.normal_(parameter, std=gain * (2 / parameter[0].numel()) ** 0.5)
         elif name.endswith("conv3.norm.weight"):
-            torch.nn.init.constant_(parameter, 0.3)
+            torch.nn.init.constant_(parameter, 0.3)  # the end of a residual branch, or fifty layers explode
     return model
 
 
@@ -105,29 +106,28 @@ def torchvision_twin(torchvision: Any, source: MaskRCNN, config: MaskRCNNConfig,
     return model.eval()
 
 
-def photographs(size: tuple[int, int], count: int) -> list[NDArray[np.uint8]]:
-    """Real pictures, uint8 RGB [H, W, 3], scaled to (height, width); beyond those that are there, mirrored.
+def twin_detecting(
+    twin: Any, pictures: Sequence[NDArray[np.uint8]], device: str = "cpu", autocast: torch.dtype | None = None
+) -> Callable[[], list[Found]]:
+    """A call of torchvision's model, which gets its float tensors ready made, on the device.
 
-    scikit-image's samples, or matplotlib's, or the one in the documentation, whichever is installed.
+    Args:
+        autocast: lower precision, of what autocast lowers.
     """
-    found = [_scaled(picture, size) for picture in _samples()[:count]]
-    while len(found) < count:
-        again = found[len(found) - len(_samples())]
-        found.append(np.ascontiguousarray(again[:, ::-1] if len(found) % 2 else again[::-1]))
-    return found
+    images = [torch.from_numpy(x).permute(2, 0, 1).float().to(device) / 255 for x in pictures]
 
+    @torch.inference_mode()
+    def call() -> list[Found]:
+        with torch.autocast(torch.device(device).type, autocast, enabled=autocast is not None):
+            found = twin(images)
+        return [
+            Found(
+                one["boxes"].float().cpu().numpy(),
+                one["scores"].float().cpu().numpy(),
+                one["labels"].cpu().numpy() - 1,  # label 0 is the background
+                (one["masks"][:, 0] > 0.5).cpu().numpy(),
+            )
+            for one in found
+        ]
 
-def _samples() -> Sequence[Image.Image]:
-    if data := optional("skimage.data"):
-        folder = Path(data.data_dir)
-        files = [next(folder.glob(f"{name}.*"), None) for name in _SAMPLES]
-        if there := [file for file in files if file]:
-            return [Image.open(file).convert("RGB") for file in there]
-    if cbook := optional("matplotlib.cbook"):
-        with cbook.get_sample_data("grace_hopper.jpg") as file:
-            return [Image.open(file).convert("RGB")]
-    return [Image.open(_DEMO).convert("RGB")]
-
-
-def _scaled(picture: Image.Image, size: tuple[int, int]) -> NDArray[np.uint8]:
-    return np.array(picture.resize(size[::-1]))
+    return call

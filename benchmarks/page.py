@@ -17,7 +17,7 @@ from .charts.markup import Child, node, render
 from .charts.plots import scrolling, style_of
 from .charts.roofline import Kernel, bandwidth, kernels, roofline
 from .charts.scales import figure, per_second, times
-from .grouping import SideBySide, Sweep, is_ours, side_by_side, sweeps, verdict
+from .grouping import SideBySide, Sweep, beside, is_ours, missing, side_by_side, sweeps, verdict
 from .results import Results, Row, read_results
 
 __all__ = ["write_page"]
@@ -30,9 +30,10 @@ _VERDICTS = {"faster": "faster", "even": "even", "slower": "slower", "wrong": "W
 _METHOD = (
     "Outputs are compared before anything is timed: what is wrong gets no time. All implementations of a case run in "
     "turn, round by round, so that a busy machine slows all alike. A ratio is the median over the rounds of "
-    "torchvision's time over the implementation's: above 1 is faster, below 1 is slower. Times are medians (p50), "
-    "with a fifth of the samples below p20 and a fifth above p80. Even is what the confidence interval of the ratio "
-    "cannot tell from torchvision."
+    "torchvision's time over the implementation's: above 1 is faster, below 1 is slower. Where an implementation "
+    "computes in lower precision than torchvision did, the ratio says beside what. Times are medians (p50), with a "
+    "fifth of the samples below p20 and a fifth above p80. Even is what the confidence interval of the ratio cannot "
+    "tell from torchvision."
 )
 _CLOCKS = {
     "cpu": "On the CPU, time is what the host sees.",
@@ -56,6 +57,8 @@ _COLUMNS = (
     ("kernel launches a picture", "launches", 1.0),
     ("must move MB", "least_bytes", 1e6),
     ("GFLOP", "operations", 1e9),
+    ("box AP", "box_ap", 1.0),
+    ("mask AP", "mask_ap", 1.0),
 )
 
 
@@ -111,7 +114,7 @@ def _section(name: str, results: Results, anchor: str) -> Element:
         ("Cost as the work grows", _sweep_figures([one for one in grown if one.variable != "batch"])),
         ("Beside the machine's ceilings", _ceiling_figures(results)),
         ("Where the time goes", _stage_figures(results.rows)),
-        ("All figures", _tables(results.rows)),
+        ("All figures", _tables(found)),
     ]
     shown = [(title, children, f"{anchor}-{i}") for i, (title, children) in enumerate(parts) if children]
     links = (node("li", node("a", title, href=f"#{place}")) for title, _, place in shown)
@@ -164,26 +167,25 @@ def _head(results: Results) -> Element:
     return node("div", node("dl", *cells), node("p", clocks) if clocks else None, class_="head")
 
 
-def _joined(*texts: object) -> str:
-    return ", ".join(str(text) for text in texts if text)
+def _joined(*texts: object, between: str = ", ") -> str:
+    return between.join(str(text) for text in texts if text)
 
 
 def _summary(found: Sequence[SideBySide]) -> Element | None:
     """How often each of our implementations won and lost, then what lost, what was wrong and what is missing."""
     counts: dict[str, Counter[str]] = {}
     listed: dict[str, list[str]] = {"slower": [], "wrong": []}
-    missing: Counter[tuple[str, str]] = Counter()
     for comparison in found:
         for row in comparison.rows:
             outcome = verdict(row)
             if is_ours(row):
-                counts.setdefault(row.implementation, Counter())[outcome] += 1
-            if outcome == "missing":
-                missing[row.implementation, row.note] += 1
-            elif outcome in listed and (is_ours(row) or outcome == "wrong"):
+                lower = beside(row, comparison.peer)
+                counts.setdefault(_joined(row.implementation, lower, between=" "), Counter())[outcome] += 1
+            if outcome in listed and (is_ours(row) or outcome == "wrong"):
                 listed[outcome].append(_in_words(comparison, row))
+    absent = missing(row for comparison in found for row in comparison.rows)
     listed["missing"] = [
-        f"{_joined(name, note)}: {count} case{'s' * (count > 1)}" for (name, note), count in missing.items()
+        f"{_joined(name, note)}: {count} case{'s' * (count > 1)}" for (name, note), count in absent.items()
     ]
     if not found:
         return None
@@ -198,7 +200,7 @@ def _summary(found: Sequence[SideBySide]) -> Element | None:
     lists = [
         node(
             "details",
-            node("summary", f"{titles[kind]}: {sum(missing.values()) if kind == 'missing' else len(texts)}"),
+            node("summary", f"{titles[kind]}: {sum(absent.values()) if kind == 'missing' else len(texts)}"),
             node("ul", *(node("li", text) for text in texts)),
             open="open" if kind == "wrong" else None,
             class_=kind,
@@ -215,7 +217,7 @@ def _count(kind: str, count: int) -> Element:
 
 def _in_words(comparison: SideBySide, row: Row) -> str:
     lost = row.ratio_to_torchvision if verdict(row) == "slower" else None
-    ratio = times(lost) if lost else ""
+    ratio = _joined(times(lost), beside(row, comparison.peer), between=" ") if lost else ""
     name = f"{comparison.subject}: {_joined(comparison.case, comparison.dtype)}: {row.implementation}"
     return f"{name}: {_joined(ratio, row.note)}".removesuffix(": ")
 
@@ -267,25 +269,30 @@ def _stage_figures(rows: Sequence[Row]) -> list[Element]:
     return [_folded(f"{len(staged)} calls", stages(staged), len(staged))] if staged else []
 
 
-def _tables(rows: Sequence[Row]) -> list[Element]:
+def _tables(found: Sequence[SideBySide]) -> list[Element]:
     return [
-        node("details", node("summary", f"{subject}, {len(group)} rows"), _table(subject, group))
-        for subject, group in _by_subject(rows, lambda row: row.subject)
+        node(
+            "details",
+            node("summary", f"{subject}, {sum(len(one.rows) for one in group)} rows"),
+            _table(subject, group),
+        )
+        for subject, group in _by_subject(found, lambda one: one.subject)
     ]
 
 
-def _table(subject: str, rows: Sequence[Row]) -> Element:
+def _table(subject: str, found: Sequence[SideBySide]) -> Element:
+    rows = [row for one in found for row in one.rows]
     columns = [column for column in _COLUMNS if any(getattr(row, column[1]) is not None for row in rows)]
     names = ("implementation", "dtype", *(name for name, _, _ in columns), "note")
     head = node("tr", *(_th(name) for name in names))
     bodies = []
-    for case, group in groupby(rows, key=lambda row: row.case):
+    for case, group in groupby(found, key=lambda one: one.case):
         title = node("tr", node("th", node("span", case), colspan=len(names), scope="colgroup", class_="case"))
-        bodies.append(node("tbody", title, *(_table_row(row, columns) for row in group)))
+        bodies.append(node("tbody", title, *(_table_row(row, one, columns) for one in group for row in one.rows)))
     return scrolling(node("table", node("thead", head), *bodies), f"{subject}: all figures")
 
 
-def _table_row(row: Row, columns: Sequence[tuple[str, str, float]]) -> Element:
+def _table_row(row: Row, comparison: SideBySide, columns: Sequence[tuple[str, str, float]]) -> Element:
     outcome = verdict(row)
     cells: list[Child] = []
     for _, field, divisor in columns:
@@ -293,9 +300,10 @@ def _table_row(row: Row, columns: Sequence[tuple[str, str, float]]) -> Element:
         lost = field == "ratio_to_torchvision" and is_ours(row) and outcome == "slower"
         text = "" if value is None else figure(value / divisor)
         cells.append(node("td", f"▼ {text}" if lost else text, class_="slower" if lost else None))
+    dtype = _joined(row.dtype, beside(row, comparison.peer), between=" ")
     note = _joined("WRONG" if outcome == "wrong" else None, row.note)
     name = node("th", row.implementation, scope="row")
-    return node("tr", name, node("td", row.dtype), *cells, node("td", note, class_="note"), class_=outcome)
+    return node("tr", name, node("td", dtype), *cells, node("td", note, class_="note"), class_=outcome)
 
 
 def _th(name: str) -> Element:

@@ -49,6 +49,7 @@ class Row:
             what was resident of a process of its own.
         launches: On a GPU, kernels for each picture, copies and fills not counted.
         stages_ms: Medians of the parts of a call, in their order, launched kernel by kernel.
+        box_ap: COCO's average precision on a data set that was given, of boxes; `mask_ap` of masks.
     """
 
     subject: str
@@ -78,6 +79,8 @@ class Row:
     peak_bytes: int | None = None
     launches: float | None = None
     stages_ms: dict[str, float] | None = None
+    box_ap: float | None = None
+    mask_ap: float | None = None
 
     def above_floor(self, bandwidth: float | None) -> "Row":
         """The row with its floor, where it was timed and the bytes and the bandwidth (of a copy) are known."""

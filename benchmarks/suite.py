@@ -61,8 +61,7 @@ def test_speed(name: str, implementation: str, benchmark: Any) -> None:
     if not callable(call):
         pytest.skip(one.absent.get(implementation, "not installed"))
     got = call()
-    ours = implementation.startswith("trimask")
-    differs = (one.disagreement if ours or one.near is None else one.near)(_expected(name), got)
+    differs = one.differing(implementation)(_expected(name), got)
     assert differs == "", f"{implementation}: {differs}"
     benchmark.group = name
     benchmark.extra_info["implementation"] = implementation

@@ -6,6 +6,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from .grouping import beside, peer_of
 from .results import PEER, Row
 
 __all__ = ["report"]
@@ -23,14 +24,16 @@ _MORE: dict[str, Callable[[Row], float | None]] = {  # where there is something 
     "GB/s": lambda row: row.bytes_per_s and row.bytes_per_s / 1e9,
     "TFLOP/s": lambda row: row.flops and row.flops / 1e12,
     "first ms": lambda row: row.first_ms,
-    "peak bytes": lambda row: row.peak_bytes,
+    "peak MB": lambda row: row.peak_bytes and row.peak_bytes / 1e6,
     "launches": lambda row: row.launches,
+    "box AP": lambda row: row.box_ap,
+    "mask AP": lambda row: row.mask_ap,
 }
 
 
 def report(rows: Sequence[Row]) -> Group:
     """The rows of one case."""
-    first = rows[0]
+    first, peer = rows[0], peer_of(rows)
     columns = _COLUMNS | {header: of for header, of in _MORE.items() if any(of(row) for row in rows)}
     headers = list(columns)
     if intervals := any(row.ratio_low is not None and row.implementation != PEER for row in rows):
@@ -44,11 +47,12 @@ def report(rows: Sequence[Row]) -> Group:
             bounded = row.ratio_low is not None and row.implementation != PEER
             cells.insert(len(_COLUMNS), f"{_figure(row.ratio_low)} .. {_figure(row.ratio_high)}" if bounded else "-")
         stages = ", ".join(f"{stage} {spent:.3g}" for stage, spent in (row.stages_ms or {}).items())
-        notes = [row.note, "not captured" if row.captured is False else "", stages]
+        lower = f"{row.dtype} {other}" if (other := beside(row, peer)) else ""
+        notes = [lower, row.note, "not captured" if row.captured is False else "", stages]
         wrong = ["WRONG"] * len(cells) if row.correct is False else cells
         out.add_row(row.implementation, *wrong, "; ".join(note for note in notes if note))
     return Group(Text(f"{first.subject}: {first.case} ({first.device}, {first.dtype}, {first.threads} threads)"), out)
 
 
 def _figure(x: float | None) -> str:
-    return "-" if x is None else f"{x:.3g}" if x < 1000 or x > 1e6 else f"{x:.0f}"
+    return "-" if x is None else f"{x:.3g}" if x < 1000 else f"{x:.0f}"

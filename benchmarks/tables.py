@@ -1,8 +1,9 @@
 """The Markdown tables of the documentation, from the committed files of results.
 
 A table stands between ``<!-- table: NAME -->`` and ``<!-- /table -->``. NAME is one of `TABLES`, whose lines are chosen
-below, or the name of a file in `benchmarks/results` without its suffix, and perhaps a subject: all rows of it.
-``python -m trimask.benchmarks tables`` rewrites them.
+below, or the name of a file in `benchmarks/results` without its suffix, and perhaps a subject: all rows of it. A file
+that is not there yet is named in its place. ``trimask benchmark --report`` rewrites them, and
+``python -m trimask.benchmarks tables`` by themselves.
 """
 
 import re
@@ -13,14 +14,14 @@ from pathlib import Path
 
 from ..engine.model.files import write_whole
 from .charts.scales import figure, times
-from .grouping import side_by_side, verdict
+from .grouping import SideBySide, beside, missing, side_by_side, verdict
 from .results import PEER, Results, Row, read_results
 
-__all__ = ["TABLES", "Line", "Pick", "rewrite", "rewritten"]
+__all__ = ["TABLES", "Line", "Pick", "documents", "rewrite", "rewritten"]
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = ("README.md", "docs/performance.md")
 _File = tuple[Path, Results]
+_Column = Callable[[SideBySide, Row], str]
 _BLOCK = re.compile(r"(<!-- table: (\S+)(?: (\S+))? -->\n).*?(<!-- /table -->)", re.DOTALL)
 
 
@@ -72,7 +73,7 @@ def _whole_gpu(subject: str, case: str, dtype: str) -> Pick:
 
 _R50 = "ResNet-50 FPN, 400 x 600 at 800 x 1200, "
 _PYRAMID = "1000 RoIs x 256 x 7 x 7, *"
-_MASKS = "100 masks of 800 x 1333 *"
+_MASKS = "100 masks* 800 x 1333*"
 TABLES: dict[str, tuple[Line, ...]] = {
     "cpu": (
         _line("End to end, bundled model, 512 x 512", _model("people, * 512 x 512 at 320")),
@@ -80,7 +81,7 @@ TABLES: dict[str, tuple[Line, ...]] = {
         _line("the same, 10 detections", _model(f"{_R50}10 detections")),
         _line("End to end, ResNet-50 FPN at 800 x 1331", _model("ResNet-50 FPN, 360 x 599 at 800 x 1331, *")),
         _line(
-            "the same in bfloat16, beside float32: {note}",
+            "the same in bfloat16: {note}",
             _model("ResNet-50 FPN, 360 x 599 at 800 x 1331, *", ours="trimask, bfloat16"),
         ),
         _line(
@@ -101,7 +102,7 @@ TABLES: dict[str, tuple[Line, ...]] = {
             for count in (1000, 2000)
         ),
         _line("NMS of 100 proposals", _op("nms", "100 *proposals, *all kept*")),
-        _line("Paste 100 masks to 800 x 1333", _op("paste_masks", "100 masks to 800 x 1333")),
+        _line("Paste 100 masks to 800 x 1333", _op("paste_masks", "100 masks* 800 x 1333")),
         _line("COCO run lengths of them", _op("masks_to_rle", _MASKS, peer="pycocotools, dense masks")),
         _line(
             "the same, beside dense masks that are column-major already",
@@ -147,7 +148,7 @@ TABLES: dict[str, tuple[Line, ...]] = {
             _gpu("nms", "10000 boxes, proposals, *"),
         ),
         _line("Paste 100 masks to 800 x 1333", _gpu("paste_masks", "100 masks to 800 x 1333, torchvision's rule")),
-        _line("COCO run lengths of them", _gpu("masks_to_rle", "100 masks of 800 x 1333*")),
+        _line("COCO run lengths of them", _gpu("masks_to_rle", _MASKS)),
     ),
 }
 
@@ -162,13 +163,17 @@ def rewrite(root: Path = ROOT) -> list[Path]:
         ValueError: a table or a row of it is not there; it is named.
     """
     changed = []
-    for document in (root / name for name in DOCUMENTS):
-        if document.is_file():
-            before = document.read_text(encoding="utf-8")
-            after = rewritten(before, root / "benchmarks" / "results")
-            if after != before:
-                changed.append(_write(document, after))
+    for document in documents(root):
+        before = document.read_text(encoding="utf-8")
+        after = rewritten(before, root / "benchmarks" / "results")
+        if after != before:
+            changed.append(_write(document, after))
     return changed
+
+
+def documents(root: Path = ROOT) -> list[Path]:
+    """The Markdown files of a checkout that may have tables; none where there is no checkout."""
+    return [file for file in (root / "README.md", *sorted((root / "docs").glob("*.md"))) if file.is_file()]
 
 
 def _write(path: Path, text: str) -> Path:
@@ -188,6 +193,8 @@ def rewritten(text: str, folder: Path) -> str:
     def block(match: re.Match[str]) -> str:
         start, name, subject, end = match.groups()
         chosen = TABLES.get(name)
+        if not chosen and not (folder / f"{name}.json").is_file():
+            return f"{start}Not measured yet: there is no `benchmarks/results/{name}.json`.\n\n{end}"
         lines = _chosen(chosen, read) if chosen else _whole(read(name), subject)
         return f"{start}{lines}\n{end}"
 
@@ -236,31 +243,69 @@ def _ratio(ours: Row, peer: Row) -> str:
     if ours.p50_ms is None or peer.p50_ms is None:
         return "-"
     ratio = ours.ratio_to_torchvision if peer.implementation == PEER else None
-    return _times(ratio or peer.p50_ms / ours.p50_ms)
+    return _times(ratio or peer.p50_ms / ours.p50_ms, beside(ours, peer))
 
 
-def _times(ratio: float) -> str:
+def _times(ratio: float, other: str = "") -> str:
+    """With the words for lower precision."""
     text = f"{ratio:.1f}x" if 1.05 <= ratio < 9.95 else times(ratio)
-    return f"**{text}**" if ratio < 1 else text
+    return " ".join(filter(None, [f"**{text}**" if ratio < 1 else text, other]))
 
 
 def _whole(source: _File, subject: str | None) -> str:
-    """Every row of a file."""
+    """Every row of a file; what has no time in several cases for the same reason is told once, below."""
     file, results = source
-    rows = [row for row in results.rows if subject in (None, row.subject)]
-    if not rows:
+    found = [one for one in side_by_side(results.rows) if subject in (None, one.subject)]
+    if not found:
         raise ValueError(f"{file}: expected rows of {subject or 'any subject'}, got none")
-    body = []
-    for row in rows:
-        spread = [
-            figure(getattr(row, name)) for name in ("p20_ms", "p50_ms", "p80_ms") if getattr(row, name) is not None
-        ]
-        ratio = _times(row.ratio_to_torchvision) if row.ratio_to_torchvision else ""
-        wrong = verdict(row) == "wrong"
-        work = [*([] if subject else [row.subject]), row.case, row.implementation, row.dtype]
-        body.append((*work, "**WRONG**" if wrong else " / ".join(spread), "" if wrong else ratio, row.note))
-    head = [*([] if subject else ["op"]), "case", "implementation", "dtype", "p20 / p50 / p80, ms", "ratio", "note"]
-    return f"{_markdown(head, body)}\n\n{_origin([source])}\n"
+    absent = missing(row for one in found for row in one.rows)
+    shown = [(one, row) for one in found for row in one.rows if absent[row.implementation, row.note] < 2 or row.p50_ms]
+    columns = {
+        **({"op": lambda one, row: row.subject} if len({one.subject for one in found}) > 1 else {}),
+        **_COLUMNS,
+        **{name: of for name, of in _MORE.items() if any(of(one, row) for one, row in shown)},
+        "note": lambda one, row: row.note,
+    }
+    body = [[of(one, row) for of in columns.values()] for one, row in shown]
+    repeated = [
+        f"{name} ({count} cases: {why or 'no reason given'})" for (name, why), count in absent.items() if count > 1
+    ]
+    below = f"Not timed: {'; '.join(repeated)}.\n\n" if repeated else ""
+    return f"{_markdown(list(columns), body)}\n\n{below}{_origin([source])}\n"
+
+
+def _spread(one: SideBySide, row: Row) -> str:
+    if verdict(row) == "wrong":
+        return "**WRONG**"
+    return " / ".join(figure(x) for x in (row.p20_ms, row.p50_ms, row.p80_ms) if x is not None)
+
+
+def _its_ratio(one: SideBySide, row: Row) -> str:
+    ratio = row.ratio_to_torchvision
+    return _times(ratio, beside(row, one.peer)) if ratio and verdict(row) != "wrong" else ""
+
+
+def _number(name: str, divisor: float = 1.0, form: Callable[[float], str] = figure) -> _Column:
+    def column(one: SideBySide, row: Row) -> str:
+        value = getattr(row, name)
+        return "" if value is None else form(value / divisor)
+
+    return column
+
+
+_COLUMNS: dict[str, _Column] = {
+    "case": lambda one, row: row.case,
+    "implementation": lambda one, row: row.implementation,
+    "dtype": lambda one, row: row.dtype,
+    "p20 / p50 / p80, ms": _spread,
+    "ratio": _its_ratio,
+}
+_MORE: dict[str, _Column] = {  # where a row has it
+    "first call, ms": _number("first_ms"),
+    "peak, MB": _number("peak_bytes", 1e6),
+    "box AP": _number("box_ap", form="{:.4f}".format),
+    "mask AP": _number("mask_ap", form="{:.4f}".format),
+}
 
 
 def _markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
@@ -283,12 +328,13 @@ def _origin(sources: Sequence[_File]) -> str:
 
     machines = said([one.environment.get("gpu") or one.environment.get("machine") for one in files])
     threads = said([row.threads for one in files for row in one.rows if row.device == "cpu"])
+    ran = {row.implementation.partition(",")[0].replace(" ", "").lower() for one in files for row in one.rows}
     versions = said(
         [
             f"{name} {version}"
             for one in files
             for name, version in (one.environment.get("versions") or {}).items()
-            if version and name in ("torch", "torchvision", "pycocotools")
+            if version and name in {"torch", "torchvision", "pycocotools", *({"onnxruntime", "openvino"} & ran)}
         ]
     )
     commits = said([str(one.environment.get("commit") or "")[:7] for one in files])

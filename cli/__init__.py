@@ -41,8 +41,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (ValueError, OSError, ImportError, MemoryError, RuntimeError, FloatingPointError) as error:
-        print(f"trimask: {error}", file=sys.stderr)
+        # At once, with its newline: of several processes one line must not end in another's.
+        sys.stderr.write(f"trimask: {error}{_advice(error)}\n")
         return 1
+
+
+def _advice(error: Exception) -> str:
+    if not isinstance(error, ModuleNotFoundError) or error.name != "torch":
+        return ""
+    return ": pip install torch, which all needs but `trimask predict` and `trimask eval` with an exported .onnx file"
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -71,7 +71,8 @@ def add(verbs: Verbs) -> None:
         nargs="*",
         type=Path,
         metavar="FILE",
-        help=f"only write the page of these result files, by default the committed ones, to --html ({PAGE})",
+        help=f"measure nothing: write the page of these result files to --html ({PAGE}); without FILE of the committed "
+        "ones, from which the tables of README.md and docs/ are rewritten, too",
     )
     add_checkpoint_options(benchmark)
 
@@ -81,7 +82,8 @@ def run(options: argparse.Namespace) -> int:
 
     _check(options)
     if options.report is not None:
-        return _write_page(options.report or _committed(), options.html or PAGE)
+        _write_page(options.report or _committed(), options.html or PAGE)
+        return 0 if options.report else _rewrite_tables()
     threads = options.threads or available()
     limit_threads(threads)  # before torch is loaded, below
 
@@ -131,21 +133,20 @@ def _size(text: str) -> tuple[int, int]:
 
 
 def _read(file: Path, console: Console) -> "tuple[Results, int]":
-    from itertools import groupby
-
+    from ..benchmarks.grouping import side_by_side
     from ..benchmarks.results import read_results
     from ..benchmarks.table import report
 
     results = read_results(file)
-    for _, rows in groupby(results.rows, key=lambda row: (row.subject, row.case, row.device, row.dtype, row.threads)):
-        console.print(report(list(rows)), "")
+    for comparison in side_by_side(results.rows):
+        console.print(report(comparison.rows), "")
     return results, int(any(row.correct is False for row in results.rows))
 
 
 def _measure(options: argparse.Namespace, threads: int, console: Console) -> "tuple[Results, int]":
     import torch
 
-    from ..benchmarks.machine import version
+    from ..benchmarks.installed import version
     from ..benchmarks.measuring import measure
     from ..benchmarks.results import Results
 
@@ -224,11 +225,20 @@ def _committed() -> list[Path]:
     return files
 
 
-def _write_page(files: list[Path], target: Path) -> int:
+def _write_page(files: list[Path], target: Path) -> None:
     from ..benchmarks.page import write_page
 
     write_page(files, target)
     print(f"wrote {target}")
+
+
+def _rewrite_tables() -> int:
+    """In a checkout; an installed package has no documents."""
+    from ..benchmarks.tables import documents, rewrite
+
+    if documents():
+        changed = rewrite()
+        print("\n".join(f"rewrote the tables of {document}" for document in changed) or "no table changed")
     return 0
 
 

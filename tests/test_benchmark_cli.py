@@ -1,8 +1,12 @@
 """`trimask benchmark`: what is wrong or got slower ends with status 1, noise with 0. No timing is asserted."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from inspect import signature
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,9 +15,10 @@ import numpy as np
 import pytest
 import torch
 
-from trimask.benchmarks import bench_weights, harness, machine, measuring
+from trimask.benchmarks import bench_weights, harness, machine, measuring, runtimes, tables
 from trimask.benchmarks.bench_weights import Work, unlike_torchvision
 from trimask.benchmarks.changes import judge
+from trimask.benchmarks.fresh import in_its_own_process
 from trimask.benchmarks.harness import Row, Samplers, compare
 from trimask.benchmarks.matching import Found
 from trimask.benchmarks.results import Results, read_results, write_json
@@ -22,6 +27,7 @@ from trimask.engine.model.checkpoints import load_model
 from trimask.engine.model.mask_rcnn import MaskRCNN
 from trimask.engine.model.presets import detectron2, torchvision_v1
 
+PATH = os.pathsep.join(filter(None, sys.path))  # where the package is, also for another process
 HERE = {"machine": "m", "cores": 2, "gpu": None, "versions": {"torch": "2"}}
 
 
@@ -282,9 +288,15 @@ def test_a_page_of_this_run_and_of_other_files(
     assert len(read_results(page.with_suffix(".json")).rows) == 2  # the page is of a file
     assert main(["benchmark", "--report", str(old_file), "--html", str(other)]) == 0
     assert "<html" in other.read_text()
+    assert "table" not in capsys.readouterr().out
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tables, "documents", lambda: [Path("README.md")])
+    monkeypatch.setattr(tables, "rewrite", lambda: [Path("README.md")])
     assert main(["benchmark", "--report"]) == 0
-    assert "wrote benchmark.html" in capsys.readouterr().out
+    assert capsys.readouterr().out == "wrote benchmark.html\nrewrote the tables of README.md\n"
+    monkeypatch.setattr(tables, "documents", list)  # of an installed package
+    assert main(["benchmark", "--report"]) == 0
+    assert capsys.readouterr().out == "wrote benchmark.html\n"
 
 
 @pytest.fixture
@@ -299,6 +311,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(bench_weights, "load_model", load)
     monkeypatch.setattr(bench_weights, "_QUICK_ROUNDS", 2)
+    monkeypatch.setattr(bench_weights, "in_its_own_process", lambda *_, **__: {"first_ms": 7.0, "peak_bytes": 8})
 
 
 @pytest.mark.usefixtures("small")
@@ -327,15 +340,47 @@ def test_the_bundled_model_beside_torchvision(monkeypatch: pytest.MonkeyPatch) -
     assert [row.implementation for row in rows] == ["torchvision", "trimask"]
     assert all(row.correct and row.ratio_to_torchvision for row in rows), rows
 
-    right = bench_weights._call
+    assert all((row.first_ms, row.peak_bytes) == (7.0, 8) for row in rows)
+
+    right = bench_weights.detecting
 
     def moved(*arguments: Any) -> Callable[[], list[Found]]:
         return lambda: [one._replace(boxes=one.boxes + 4) for one in right(*arguments)()]
 
-    monkeypatch.setattr(bench_weights, "_call", moved)
+    monkeypatch.setattr(bench_weights, "detecting", moved)
     (rows,) = bench_weights.run(work, lambda text: None)
     assert [row.correct for row in rows] == [True, False]
     assert rows[1].p50_ms is None
+
+
+def test_each_program_has_its_first_call_and_memory_in_a_process_of_its_own() -> None:
+    pytest.importorskip("torchvision")
+    work = Work(device="cpu")
+    for maker in ("trimask_call", "torchvision_call"):
+        fields = in_its_own_process(*bench_weights._alone(maker, work), (64, 96), 1, [], threads=1)
+        assert set(fields) == {"first_ms", "peak_bytes"}, fields
+        assert fields["first_ms"] > 0
+
+
+def test_a_runtime_has_them_without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_weights, "optional", lambda name: object())
+    monkeypatch.setattr(bench_weights, "open_runtime", lambda *_: None)
+    work = Work(device="cpu", backends=("onnxruntime", "openvino"))
+    for program in bench_weights._exported(work, Path("model.onnx")).values():
+        assert isinstance(program, bench_weights._Program)
+        maker, *settings = program.maker
+        assert maker == "runtimes.runtime_call"
+        signature(runtimes.runtime_call).bind(*settings, (64, 96), 1, [])
+    code = "import sys, trimask.benchmarks.fresh, trimask.benchmarks.runtimes; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": PATH}).returncode == 0
+
+
+@pytest.mark.usefixtures("small")
+def test_lower_precision_on_a_cpu_is_beside_float32() -> None:
+    pytest.importorskip("torchvision")
+    work = Work(sizes=((96, 128),), device="cpu", dtype="bfloat16", backends=("torch",), quick=True)
+    (rows,) = bench_weights.run(work, lambda text: None)
+    assert {row.implementation: row.dtype for row in rows} == {"torchvision": "float32", "trimask": "bfloat16"}
 
 
 def test_an_exported_file_says_why_torch_takes_no_part() -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from trimask.benchmarks import bench_gpu, bench_models, bench_training, compiling, fresh, gpu_models, networks, usage
+from trimask.benchmarks import bench_gpu, bench_models, bench_training, compiling, fresh, gpu_models, samples, usage
 from trimask.benchmarks.device import Bench, precision
 from trimask.benchmarks.harness import Row, WallClock
 from trimask.benchmarks.matching import BFLOAT16, Found, disagreement, summary
@@ -152,8 +152,8 @@ def test_a_compiler_that_fails_or_takes_too_long_is_no_wrong_result() -> None:
     def broken(peer: Any) -> None:
         raise RuntimeError("no triton")
 
-    def endless(peer: Any) -> None:
-        time.sleep(60)
+    def endless(peer: Any) -> Any:
+        return lambda: time.sleep(60)
 
     for run, seconds, reason in ((broken, math.inf, "RuntimeError: no triton"), (endless, 0.4, "not compiled within")):
         bench = replace(BENCH, deadline=time.monotonic() + seconds)
@@ -193,15 +193,15 @@ def test_launches_are_kernels_and_not_copies(monkeypatch: pytest.MonkeyPatch) ->
 def test_photographs_are_as_many_and_as_large_as_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
     for modules in (["skimage.data"], ["skimage.data", "matplotlib.cbook"], []):
         with monkeypatch.context() as patch:
-            patch.setattr(networks, "optional", partial(_without, modules))
-            pictures = networks.photographs((40, 60), 7)
+            patch.setattr(samples, "optional", partial(_without, modules))
+            pictures = samples.photographs((40, 60), 7)
         assert [picture.shape for picture in pictures] == [(40, 60, 3)] * 7
         assert all(picture.dtype == np.uint8 for picture in pictures)
         assert not np.array_equal(pictures[0], pictures[-1])
 
 
 def _without(modules: list[str], name: str) -> Any:
-    from trimask.benchmarks.harness import optional
+    from trimask.benchmarks.installed import optional
 
     return None if name in modules else optional(name)
 
@@ -209,12 +209,12 @@ def _without(modules: list[str], name: str) -> Any:
 def test_a_model_in_its_own_process_tells_its_first_call_and_memory() -> None:
     pytest.importorskip("skimage")
     case = replace(bench_models.CASES[0], step=4)
-    fields = fresh.in_its_own_process("trimask_call", *case.arguments(), threads=1)
+    fields = fresh.in_its_own_process("bench_models.trimask_call", *case.arguments(), threads=1)
     assert set(fields) == {"first_ms", "peak_bytes"}, fields
     assert fields["first_ms"] > 0
     if sys.platform != "win32":
         assert fields["peak_bytes"] > 50e6
-    broken = fresh.in_its_own_process("no_such_call", threads=1)
+    broken = fresh.in_its_own_process("bench_models.no_such_call", threads=1)
     assert "no_such_call" in broken["note"]
 
 
@@ -230,6 +230,7 @@ def test_the_quick_models_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     for row in rows[2:]:
         assert (row.implementation, row.dtype) == ("trimask, bfloat16", "bfloat16")
         assert "from float32's" in row.note
+        assert row.ratio_low is not None  # in the same rounds as torchvision's
     assert [gpu.note, detectron2.implementation] == ["needs a GPU", "Detectron2"]
     assert (compiled.implementation, compiled.p50_ms) == ("torchvision, backbone compiled", None)
     json.dumps([row.__dict__ for row in rows])

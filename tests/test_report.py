@@ -10,6 +10,7 @@ from typing import Any
 from xml.etree.ElementTree import Element
 
 import pytest
+from rich.console import Console
 
 from trimask.benchmarks import tables
 from trimask.benchmarks.charts.bars import ratios, stages
@@ -18,9 +19,10 @@ from trimask.benchmarks.charts.markup import node, render
 from trimask.benchmarks.charts.plots import style_of
 from trimask.benchmarks.charts.roofline import bandwidth, kernels, roofline
 from trimask.benchmarks.charts.scales import LogScale, around, figure, short, ticks_within, times
-from trimask.benchmarks.grouping import side_by_side, sweeps, verdict
+from trimask.benchmarks.grouping import beside, side_by_side, sweeps, verdict
 from trimask.benchmarks.page import write_page
 from trimask.benchmarks.results import Row
+from trimask.benchmarks.table import report
 
 ROOT = Path(__file__).resolve().parents[1]
 VOID = {"meta"}
@@ -458,12 +460,15 @@ def test_children_come_in_their_order() -> None:
 
 
 def test_the_documents_have_the_tables_of_the_committed_files() -> None:
-    """`python -m trimask.benchmarks tables` mends it."""
-    names = [name for name in tables.DOCUMENTS if (ROOT / name).is_file()]
-    assert "README.md" in names
-    for name in names:
-        text = (ROOT / name).read_text(encoding="utf-8")
-        assert tables.rewritten(text, ROOT / "benchmarks" / "results") == text, name
+    """`trimask benchmark --report` mends it."""
+    documents = tables.documents()
+    assert {"README.md", "results.md"} <= {file.name for file in documents}
+    absent = set()
+    for file in documents:
+        text = file.read_text(encoding="utf-8")
+        assert tables.rewritten(text, ROOT / "benchmarks" / "results") == text, file.name
+        absent |= set(re.findall(r"there is no `benchmarks/results/(.*)`", text))
+    assert absent <= {"cpu-epyc-export-1-thread.json"}
     assert "<!-- table: cpu -->" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -510,6 +515,81 @@ def test_a_whole_file_is_a_table_too(folder: Path) -> None:
     assert "**WRONG**" in out
     with pytest.raises(ValueError, match=r"file\.json: expected rows of nms, got none"):
         tables.rewritten("<!-- table: file nms -->\n<!-- /table -->", folder)
+
+
+def test_what_is_not_timed_for_one_reason_is_told_once_and_other_fields_have_columns(tmp_path: Path) -> None:
+    rows = [
+        row("torchvision", 3.0, "10 boxes", first_ms=5.0, peak_bytes=10**9, box_ap=0.66),
+        row("trimask, Triton", None, "10 boxes", correct=None, note="needs a GPU"),
+        row("trimask, Triton", None, "20 boxes", correct=None, note="needs a GPU"),
+        row("conch", None, "20 boxes", correct=None, note="not installed"),
+    ]
+    write(tmp_path / "file.json", rows)
+    out = tables.rewritten("<!-- table: file op -->\n<!-- /table -->", tmp_path)
+    assert "| ratio | first call, ms | peak, MB | box AP | note |" in out
+    assert "| 1.00x | 5 | 1000 | 0.6600 |  |" in out
+    assert "Not timed: trimask, Triton (2 cases: needs a GPU)." in out
+    assert out.count("needs a GPU") == 1
+    assert "| 20 boxes | conch |" in out
+
+
+def test_a_file_that_is_not_measured_yet_is_named(tmp_path: Path) -> None:
+    text = "a\n<!-- table: soon -->\n<!-- /table -->\nb"
+    out = tables.rewritten(text, tmp_path)
+    assert "there is no `benchmarks/results/soon.json`" in out
+    assert tables.rewritten(out, tmp_path) == out
+    write(tmp_path / "soon.json", [row("trimask", 1.0)])
+    assert "Not measured" not in tables.rewritten(out, tmp_path)
+
+
+# Lower precision beside torchvision's.
+
+
+def lower(**more: Any) -> list[Row]:
+    half = {"dtype": "bfloat16", **more}
+    return [
+        row("torchvision", 3.0, dtype="float32", ratio_to_torchvision=1.0),
+        row("trimask", 2.0, dtype="float32", ratio_to_torchvision=1.5),
+        row("trimask, bfloat16", 1.0, **half),
+    ]
+
+
+def test_lower_precision_says_beside_what_wherever_its_ratio_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = lower(ratio_to_torchvision=2.9, ratio_low=2.8, ratio_high=3.0)
+    (comparison,) = side_by_side(rows)
+    assert [beside(one, comparison.peer) for one in comparison.rows] == ["", "", "beside float32"]
+    found = bars_of(*rows)
+    assert "bfloat16 beside float32" in text_of(found["trimask, bfloat16"])
+    assert "lower" in found["trimask, bfloat16"].get("class", "").split()
+    assert "beside" not in text_of(found["trimask"])
+    file = write(tmp_path / "file.json", rows)
+    page = write_page([file], tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "<td>bfloat16 beside float32</td>" in page
+    assert "trimask, bfloat16 beside float32" in page  # where it is counted how often it was faster
+    assert "| bfloat16 | 0.9 / 1 / 1.1 | 2.9x beside float32 |" in tables.rewritten(
+        "<!-- table: file -->\n<!-- /table -->", tmp_path
+    )
+    line = tables.Line("half", (tables.Pick("file", "op", "c", ours="trimask, bfloat16"),))
+    monkeypatch.setitem(tables.TABLES, "chosen", (line,))
+    out = tables.rewritten("<!-- table: chosen -->\n<!-- /table -->", tmp_path)
+    assert "| half | torchvision 3 | 1 | 2.9x beside float32 |" in out
+    console = Console(width=200)
+    with console.capture() as printed:
+        console.print(report(rows))
+    (told,) = (line for line in printed.get().splitlines() if "beside" in line)
+    assert told.startswith("trimask, bfloat16")
+
+
+def test_without_common_rounds_the_ratio_is_of_the_medians_and_has_no_interval() -> None:
+    (comparison,) = side_by_side(lower())
+    (found,) = (one for one in comparison.rows if one.dtype == "bfloat16")
+    assert (found.ratio_to_torchvision, found.ratio_low) == (3.0, None)
+    assert verdict(found) == "faster"
+    assert not of_class(bars_of(*lower())["trimask, bfloat16"], "whisker")
+    wrong = side_by_side([*lower()[:2], row("trimask, bfloat16", correct=False, dtype="bfloat16")])[0].rows[2]
+    assert wrong.ratio_to_torchvision is None
 
 
 def test_a_row_that_is_not_there_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

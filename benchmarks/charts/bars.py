@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from xml.etree.ElementTree import Element
 
-from ..grouping import SideBySide, is_ours, verdict
+from ..grouping import SideBySide, beside, is_ours, verdict
 from ..results import Row
 from .markup import Child, node
 from .plots import BAR, axis, captioned, colour, grid, legend, plot
@@ -22,6 +22,8 @@ def ratios(subject: str, found: Sequence[SideBySide]) -> Element:
     name = "times as fast as torchvision: slower left of 1, faster right of it"
     if any(row.ratio_low for row in rows):
         name += "; whiskers: 95 % confidence"
+    if any(beside(row, comparison.peer) for comparison in found for row in comparison.rows):
+        name += "; pale: lower precision beside torchvision's"
     parts: list[Child] = [axis(scale.ticks(), scale, name) if rows else None]
     for comparison in found:
         contenders = _contenders(comparison)
@@ -55,8 +57,10 @@ def _ratio_row(row: Row, comparison: SideBySide, scale: LogScale | None) -> Elem
     drawn = ratio if row.p50_ms and outcome != "wrong" else None
     number = times(drawn) if drawn else ""
     word = _WORDS.get(outcome, "") if is_ours(row) or outcome == "wrong" else ""
+    lower = beside(row, comparison.peer)
     dtype = row.dtype if row.dtype != comparison.dtype and row.dtype not in row.implementation else ""
-    notes = [dtype, row.note, "not captured in a graph" if row.captured is False else ""]
+    precision = f"{row.dtype} {lower}" if lower else dtype
+    notes = [precision, row.note, "not captured in a graph" if row.captured is False else ""]
     return node(
         "li",
         node("span", row.implementation, class_="name"),
@@ -64,7 +68,7 @@ def _ratio_row(row: Row, comparison: SideBySide, scale: LogScale | None) -> Elem
         node("span", " ".join(filter(None, [number, word])), class_="figure"),
         node("span", milliseconds(row.p50_ms) if row.p50_ms else "", class_="time"),
         node("span", "; ".join(filter(None, notes)), class_="note") if any(notes) else None,
-        class_=f"row {outcome} {'ours' if is_ours(row) else 'peer'}",
+        class_=f"row {outcome} {'ours' if is_ours(row) else 'peer'}{' lower' if lower else ''}",
     )
 
 

@@ -46,15 +46,18 @@ def style_of(names: Iterable[str]) -> dict[str, int]:
 
 
 def captioned(title: str, *parts: Child, class_: str = "") -> Element:
+    """A figure with its caption."""
     return node("figure", node("figcaption", title), *parts, class_=class_, aria_label=title)
 
 
 def plot(height: int, *parts: Child, **attributes: object) -> Element:
+    """An SVG as wide as its place and so many pixels high."""
     hidden = {} if "role" in attributes else {"aria_hidden": "true"}  # the text beside it says the same
     return node("svg", *parts, width="100%", height=height, **hidden, **attributes)
 
 
 def grid(ticks: Sequence[float], scale: LogScale | Linear, height: int, strong: float | None = None) -> list[Element]:
+    """Lines down at the ticks, one of them strong."""
     return [
         node("line", class_="one" if tick == strong else "grid", x1=f"{at:.2f}%", x2=f"{at:.2f}%", y1=0, y2=height)
         for tick in ticks
@@ -104,6 +107,7 @@ def spread(values: Sequence[float], scale: LogScale) -> list[float]:
 
 
 def marker(x: float, y: float, style: int, title: str) -> Element:
+    """A point, across in percent and down in pixels, whose title shows on hovering."""
     path = node("path", node("title", title), d=_MARKERS[style % len(_MARKERS)])
     return node("svg", path, x=f"{x:.2f}%", y=f"{y:.1f}", width=1, height=1, class_="mark")
 

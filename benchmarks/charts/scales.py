@@ -71,6 +71,7 @@ def _round(value: float, up: bool) -> float:
 
 
 def ticks_within(low: float, high: float, most: int) -> list[float]:
+    """Round values from low to high, at most so many: steps of 1, 2, 5, then of 1, 3, then powers of ten."""
     powers = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 2)
     inside = [low * (1 - 1e-9), high * (1 + 1e-9)]
     for steps, every in ((_STEPS, 1), ((1, 3), 1), ((1,), 1), ((1,), 2), ((1,), 3), ((1,), 6)):
@@ -87,6 +88,7 @@ def figure(value: float) -> str:
 
 
 def milliseconds(value: float | None) -> str:
+    """A time with its unit; "-" for None."""
     return "-" if value is None else f"{figure(value)} ms"
 
 
