@@ -147,6 +147,11 @@ TABLES: dict[str, tuple[Line, ...]] = {
             _gpu("nms", "1000 boxes, crowd, *"),
             _gpu("nms", "10000 boxes, proposals, *"),
         ),
+        _line(
+            "the same beside conch's",
+            _gpu("nms", "1000 boxes, crowd, *", peer="conch"),
+            _gpu("nms", "10000 boxes, proposals, *", peer="conch"),
+        ),
         _line("Paste 100 masks to 800 x 1333", _gpu("paste_masks", "100 masks to 800 x 1333, torchvision's rule")),
         _line("COCO run lengths of them", _gpu("masks_to_rle", _MASKS)),
     ),

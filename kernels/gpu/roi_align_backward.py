@@ -40,7 +40,7 @@ from .roi_geometry import (
 __all__ = ["roi_align_backward"]
 
 # A program has one bin, and its place is scalars: nothing is computed twice but by the threads of two warps, and many
-# bins are under way at once. By reasoning and a look at the machine code; not measured on a GPU yet.
+# bins are under way at once. By reasoning and a look at the machine code; no others were tried on a GPU.
 _BINS = 1
 _CHANNELS = 256
 _WARPS = 2

@@ -45,7 +45,7 @@ __all__ = ["is_able", "is_faster", "separable_roi_align"]
 
 # (Bins, samples a side, or 0 where they are adaptive) measured, with programs of `_CHANNELS` channels, to take 0.52 to
 # 0.8 times as long in half precision; with 2 samples 7 x 7 bins take 1.2 times as long, and in float32, split into
-# three products of TF32, all take many times as long (`benchmarks/results/gpu-nvidia-h200-ops.json`).
+# three products of TF32, all take many times as long (`benchmarks/results/gpu-nvidia-h200-separable.json`).
 _FASTER = {((7, 7), 0), ((14, 14), 0), ((14, 14), 2)}
 # 64 bins are the least that Hopper's tensor cores take; with 256 channels their sums are 128 registers a thread. 32
 # pixels would take a tenth fewer instructions, but spill on Ampere. Three lines are under way while one is multiplied.
