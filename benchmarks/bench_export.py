@@ -48,7 +48,8 @@ class Kind(NamedTuple):
     """A file and how it is run.
 
     Attributes:
-        export: which file: "" (float32, the host pastes the masks), "full" (the graph does), "half" or "int8".
+        export: which file: "" (float32, the host pastes the masks), "full" (the graph does), "half", "int8" or
+            "int8, full".
         tolerance: what passes as the same objects.
     """
 
@@ -77,6 +78,7 @@ KINDS = {
     "ONNX Runtime, full masks": Kind("onnxruntime", "float32", "full"),
     "ONNX Runtime, float16": Kind("onnxruntime", "float16", "half", FLOAT16),
     "ONNX Runtime, int8": Kind("onnxruntime", "int8", "int8", INT8),
+    "ONNX Runtime, full masks, int8": Kind("onnxruntime", "int8", "int8, full", INT8),
     "OpenVINO": Kind("openvino", "float32"),
     "OpenVINO, full masks": Kind("openvino", "float32", "full"),
     "OpenVINO, bfloat16": Kind("openvino", "bfloat16", "", AUTOCAST),
@@ -188,11 +190,12 @@ def _export(case: Case, folder: Path, quick: bool, data: Data) -> dict[str, Path
     files: dict[str, Path | str] = {
         name: to_onnx(model, folder / f"{name or 'float32'}.onnx", **more).path for name, more in options.items()
     }
-    files["int8"] = "left out: a quick run calibrates nothing"
-    if not quick:
-        known = case.model == "people" and data.calibration
-        pictures = list(data.calibration) if known else photographs(case.size, CALIBRATION)
-        files["int8"] = to_onnx(model, folder / "int8.onnx", int8=pictures).path
+    known = case.model == "people" and data.calibration
+    pictures = list(data.calibration) if known else photographs(case.size, CALIBRATION)
+    for name, masks in (("int8", "roi"), ("int8, full", "full")):
+        files[name] = "left out: a quick run calibrates nothing"
+        if not quick:
+            files[name] = to_onnx(model, folder / f"{name}.onnx", int8=pictures, masks=masks).path
     return files
 
 

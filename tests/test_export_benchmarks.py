@@ -41,7 +41,9 @@ def rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[
         file.write_bytes(bytes(2_000_000))
 
     def measured(answers: dict[str, Answering], missing: str = "", **more: Any) -> dict[str, Row]:
-        monkeypatch.setattr(bench_export, "_export", lambda *_: files | {"int8": "left out: why"})
+        monkeypatch.setattr(
+            bench_export, "_export", lambda *_: files | dict.fromkeys(("int8", "int8, full"), "left out: why")
+        )
         monkeypatch.setattr(bench_export, "optional", lambda name: None if name == missing else object())
         monkeypatch.setattr(bench_export, "in_its_own_process", lambda *_, **__: {"first_ms": 7.0})
         monkeypatch.setattr(bench_export, "Predictor", lambda *_, **__: Answering())

@@ -21,8 +21,8 @@ from .arithmetic import divide, is_finite
 
 __all__ = ["box_region", "cells_beside", "is_inside", "mask_probabilities", "paste_arguments", "paste_masks"]
 
-# Chosen by counting instructions; no others were tried on a GPU. A thread has four rows of each of its columns, over which
-# the division of a column is spread; taller tiles waste more on small boxes.
+# Chosen by counting instructions; no others were tried on a GPU. A thread has four rows of each of its columns, over
+# which the division of a column is spread; taller tiles waste more on small boxes.
 _ROWS, _COLUMNS = 16, 32
 _PACKED_ROWS, _PACKED_BYTES = 32, 16
 _CLEARED = 4096  # bytes at a time: two stores of 16 a thread

@@ -32,8 +32,8 @@ from .arithmetic import divide
 
 __all__ = ["preprocess"]
 
-# Tiles, by reasoning; no others were tried on a GPU. Eight elements a thread keep enough bytes in flight, and the compiler
-# sees that the rows of a tile share the places of their columns.
+# Tiles, by reasoning; no others were tried on a GPU. Eight elements a thread keep enough bytes in flight, and the
+# compiler sees that the rows of a tile share the places of their columns.
 _ROWS = 4
 _COLUMNS = 256
 _WEIGHTS = 128  # outputs of an axis whose weights a program makes

@@ -2,8 +2,8 @@
 
 Each side is read and written along its own direction, 16 bytes a thread where rows are aligned to them; in between a
 tile goes through shared memory. Values are moved as integers, so that every bit is kept and dtypes of a size share
-their machine code. On an H200 it runs at 85 to 90 % of a large copy's bandwidth, torch's copies of the levels one by one at
-15 to 26 %.
+their machine code. On an H200 it runs at 85 to 90 % of a large copy's bandwidth, torch's copies of the levels one by
+one at 15 to 26 %.
 """
 
 from collections.abc import Sequence
