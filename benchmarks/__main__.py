@@ -21,7 +21,8 @@ SUBJECTS = {
     "check": "the tests that need a GPU, then the ops and models on it, into one file",
     "tables": "measure nothing: rewrite the tables of the documents of a checkout from its files of results",
 }
-PARTS = ("roi", "boxes", "pixels", "epilogue", "gradients", "training", "models")  # of what is measured on a GPU
+# Of what is measured on a GPU.
+PARTS = ("roi", "boxes", "pixels", "epilogue", "gradients", "training", "models", "compiled")
 GPU_MINUTES = 8.5
 
 

@@ -29,6 +29,7 @@ SUBJECTS: dict[str, Callable[[bool], Iterable[Callable[[Bench], list[Row]]]]] = 
     "gradients": gpu_roi.backward_cases,
     "training": gpu_training.cases,
     "models": gpu_models.cases,
+    "compiled": gpu_models.compiled_cases,
 }
 _SMALL = 64 << 20  # bytes of a copy in a quick run
 

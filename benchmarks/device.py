@@ -44,7 +44,7 @@ _LARGE_ON_CPU = 256 << 20
 _SIDE, _SIDE_ON_CPU = 8192, 1024  # of matrices whose product shows what the device computes at best
 _QUICK = 4  # times shorter in a quick run
 _ROUNDS = 21
-_SECONDS = 3.0  # for a case
+_SECONDS = 3.0  # for a case; by default
 _LONGEST_CASE = 25.0  # seconds, of a whole model: its making, its warm-up, and the same of its peers
 
 
@@ -82,14 +82,13 @@ class DeviceClock:
         cold, warm = None, None
         if self.graphs and not waits(calls[0]):
             cold, warm = _capture(calls, count), _capture(calls[:1], count)
-        captured = cold is not None and warm is not None
+        if cold is None or warm is None:  # call by call already, and mostly long: nothing is timed twice
+            again = {"warm_ms": _between_events(_Eager(calls[:1], count), count)} if len(calls) > 1 else {}
+            return Samplers(_between_events(eager, count), again, False)
         return Samplers(
-            _between_events(cold or eager, count),
-            {
-                "warm_ms": _between_events(warm or _Eager(calls[:1], count), count),
-                "call_ms": lambda: _wall(eager) / count,
-            },
-            captured,
+            _between_events(cold, count),
+            {"warm_ms": _between_events(warm, count), "call_ms": lambda: _wall(eager) / count},
+            True,
         )
 
 
@@ -277,16 +276,16 @@ class Bench:
         self, subject: str, case: str, implementations: Implementations, disagreement: Disagreement, **more: Any
     ) -> list[Row]:
         """`harness.compare` on the device, for a few seconds at most."""
+        limits: dict[str, Any] = {"rounds": _ROUNDS, "seconds": _SECONDS}
+        limits |= more | ({"rounds": 2} if self.quick else {})
         return compare(
             subject,
             case,
             implementations,
             disagreement,
-            rounds=2 if self.quick else _ROUNDS,
             threads=torch.get_num_threads(),
             clock=self.clock,
-            seconds=_SECONDS,
-            **more,
+            **limits,
         )
 
 

@@ -5,7 +5,8 @@ kernel by kernel. torchvision's reads results back while it runs and cannot be c
 that it would resize them to, and gives dense masks, which stay on the device. Every output is checked before it is
 timed: as the same set of detections in float32, by scores and how many are found again in lower precision.
 
-The corners of the grid come first, and what there was no time for is named.
+The corners of the grid come first; the other cells have fewer rounds, torchvision in their own precision alone, and no
+count of launches. What there was no time for is named.
 """
 
 import time
@@ -32,7 +33,7 @@ from .networks import random_resnet, torchvision_twin, without_masks
 from .samples import photographs
 from .usage import usage
 
-__all__ = ["Point", "cases", "grid"]
+__all__ = ["Point", "cases", "compiled_cases", "grid"]
 
 torchvision = optional("torchvision")
 
@@ -43,7 +44,7 @@ DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
     "tf32": torch.float32,  # float32 whose convolutions round to TF32, torch's default
-}
+}  # in the order of the grid
 TOLERANCES: dict[str, Tolerance | None] = {
     "float32": EXACT,
     "tf32": FLOAT16,  # as many bits
@@ -56,6 +57,7 @@ DEPTHS = (50, 101)
 _DEFAULT = "torchvision, tf32"  # as it runs where nobody asks for lower precision
 _COMPILING = 60.0  # seconds without which the compiler is not begun with
 CORNERS = 13  # points of the grid before what takes long
+_ROUNDS, _SECONDS = 9, 2.5  # of the others
 
 
 @dataclass(frozen=True)
@@ -90,8 +92,6 @@ def grid(quick: bool) -> list[Point]:
     corners = [
         Point(),
         Point(batch=8),
-        Point(tuned=True),
-        Point(batch=8, tuned=True),
         Point(dtype="float32"),
         Point(dtype="bfloat16"),
         Point(depth=101),
@@ -101,24 +101,32 @@ def grid(quick: bool) -> list[Point]:
         Point(size=SIZES[1]),
         Point(dtype="float32", batch=8),
         Point(depth=101, batch=8),
+        Point(tuned=True),
+        Point(batch=8, tuned=True),
     ]
     rest = [
         Point(depth, dtype, size, batch, masks)
-        for masks, depth, dtype, size, batch in product((True, False), DEPTHS, DTYPES, SIZES, BATCHES)
+        for dtype, masks, depth, size, batch in product(DTYPES, (True, False), DEPTHS, SIZES, BATCHES)
     ]
     return list(dict.fromkeys([*corners, *rest]))
 
 
 def cases(quick: bool) -> Iterator[Case]:
-    """The corners, the precision on real pictures, torch.compile, then the rest of the grid while there is time."""
+    """The corners, the precision on real pictures, then the rest of the grid while there is time."""
     points = grid(quick)
     left: list[str] = []
     for point in points[:CORNERS]:
         yield partial(_point, point=point, left=left)
     yield partial(_precision, left=left)
-    yield partial(_compiled, left=left)
     for point in points[CORNERS:]:
-        yield partial(_point, point=point, left=left)
+        yield partial(_point, point=point, left=left, corner=False)
+    yield partial(_unmeasured, left=left)
+
+
+def compiled_cases(quick: bool) -> Iterator[Case]:
+    """torch.compile on torchvision's model, which takes minutes."""
+    left: list[str] = []
+    yield partial(_compiled, left=left)
     yield partial(_unmeasured, left=left)
 
 
@@ -186,8 +194,8 @@ def _theirs(model: Any, images: list[Tensor], dtype: torch.dtype) -> list[dict[s
         return [{**one, "masks": one["masks"][:, 0] > 0.5} if "masks" in one else one for one in found]
 
 
-def _normal(output: Any, size: tuple[int, int]) -> list[Found]:
-    """Either's output on the host."""
+def _normal(output: Any, size: tuple[int, int], masks: bool = True) -> list[Found]:
+    """Either's output on the host; its masks, half a gigabyte in a batch, only where they are compared."""
     if isinstance(output, list):
         if output and isinstance(output[0], Found):
             return output
@@ -196,12 +204,12 @@ def _normal(output: Any, size: tuple[int, int]) -> list[Found]:
                 one["boxes"].float().cpu().numpy(),
                 one["scores"].float().cpu().numpy(),
                 one["labels"].cpu().numpy() - 1,  # torchvision's label 0 is the background
-                one["masks"].cpu().numpy() if "masks" in one else None,
+                one["masks"].cpu().numpy() if masks and "masks" in one else None,
             )
             for one in output
         ]
     found, runs = output
-    return [_unpadded(found, runs, i, size) for i in range(len(found.count))]
+    return [_unpadded(found, runs if masks else None, i, size) for i in range(len(found.count))]
 
 
 def _unpadded(found: Detections, runs: tuple[Tensor, Tensor] | None, i: int, size: tuple[int, int]) -> Found:
@@ -216,7 +224,7 @@ def _unpadded(found: Detections, runs: tuple[Tensor, Tensor] | None, i: int, siz
     return Found(boxes, scores, labels, masks)
 
 
-def _point(bench: Bench, point: Point, left: list[str]) -> list[Row]:
+def _point(bench: Bench, point: Point, left: list[str], corner: bool = True) -> list[Row]:
     if bench.late():
         left.append(f"{point} in {point.dtype}")
         return []
@@ -229,34 +237,48 @@ def _point(bench: Bench, point: Point, left: list[str]) -> list[Row]:
         if torchvision:
             twin = _peer(point, device)
             implementations["torchvision"] = partial(_theirs, twin, images, dtype)
-            if dtype != torch.float32:
+            if corner and dtype != torch.float32:
                 implementations[_DEFAULT] = partial(_theirs, twin, images, torch.float32)
-        expected = None
-        if torchvision and TOLERANCES[point.dtype] is not EXACT:  # all are held against what float32 finds
-            with precision(tf32=False, tuned=False):
-                expected = _normal(_theirs(twin, images, torch.float32), point.size)
-
-        rows = _compare(bench, "models", str(point), implementations, point, expected)
+        expected = _expected(twin, images, point) if torchvision else None
+        limits = {} if corner else {"rounds": _ROUNDS, "seconds": _SECONDS}
+        rows = _compare(bench, "models", str(point), implementations, point, expected, **limits)
         ours = implementations["trimask"]
         return [
-            replace(row, **usage(bench, call, point.batch, staged=call if call is ours else None))
+            replace(row, **usage(bench, call, point.batch, staged=call if call is ours else None, profiled=corner))
             if row.p50_ms
             else row
             for row, call in zip(rows, implementations.values(), strict=True)
         ]
 
 
+def _expected(twin: Any, images: list[Tensor], point: Point) -> list[Found] | None:
+    """What float32 finds, which lower precision is held against."""
+    if TOLERANCES[point.dtype] is EXACT:
+        return None
+    with precision(tf32=False, tuned=False):
+        return _normal(_theirs(twin, images, torch.float32), point.size, masks=False)
+
+
 def _compare(
-    bench: Bench, subject: str, case: str, implementations: dict[str, Any], point: Point, expected: list[Found] | None
+    bench: Bench,
+    subject: str,
+    case: str,
+    implementations: dict[str, Any],
+    point: Point,
+    expected: list[Found] | None,
+    **limits: float,
 ) -> list[Row]:
     """Compare detections by what the point's precision allows."""
     tolerance = TOLERANCES[point.dtype]
 
     def differing(a: Any, b: Any, tolerance: Tolerance | None = tolerance) -> str:
-        return disagreement(_normal(a, point.size), _normal(b, point.size), tolerance)
+        exact = tolerance is EXACT
+        return disagreement(_normal(a, point.size, exact), _normal(b, point.size, exact), tolerance)
 
     near = differing if tolerance is EXACT else partial(differing, tolerance=AUTOCAST)
-    rows = bench.compare(subject, case, implementations, differing, near=near, expected=expected, dtype=point.dtype)
+    rows = bench.compare(
+        subject, case, implementations, differing, near=near, expected=expected, dtype=point.dtype, **limits
+    )
     return [replace(row, dtype="tf32") if row.implementation == _DEFAULT else row for row in rows]
 
 
@@ -295,8 +317,8 @@ def _precision(bench: Bench, left: list[str]) -> list[Row]:
 
 
 def _compiled(bench: Bench, left: list[str]) -> list[Row]:
-    """torch.compile on torchvision's backbone and on its whole model, as far as there is time."""
-    point = replace(_SMALL, dtype="bfloat16") if bench.quick else Point()
+    """torchvision's backbone and its whole model, as far as there is time."""
+    point = replace(_SMALL, dtype="float32") if bench.quick else Point()
     if torchvision is None:
         return []
     if bench.late(_COMPILING):
@@ -313,6 +335,6 @@ def _compiled(bench: Bench, left: list[str]) -> list[Row]:
     start = time.monotonic()
     implementations |= dict(compiled_peers(twin, lambda peer: partial(_theirs, peer, images, dtype), bench))
     seconds = time.monotonic() - start
-    expected = _normal(_theirs(twin, images, torch.float32), point.size)
+    expected = _expected(twin, images, point)
     case = f"{point}; {'a quick run compiles nothing' if bench.quick else f'compiled in {seconds:.0f} s'}"
     return _compare(bench, "models compiled", case, implementations, point, expected)

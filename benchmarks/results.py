@@ -37,8 +37,8 @@ class Row:
         note: "not installed", "nothing to compare with", what differed, or what was raised.
         variable: What a sweep varies, such as ``{"boxes": 1000}`` or ``{"batch": 4}``.
         warm_ms: On a GPU, the median where every call has the same input, which a cache may hold.
-        call_ms: On a GPU, the median from the host's side, call by call: what Python and the launches cost where it
-            is more than the work.
+        call_ms: On a GPU, of what is captured, the median from the host's side, call by call: what Python and the
+            launches cost where it is more than the work.
         captured: On a GPU, whether the call runs in a CUDA graph, which shows that it never waits for the device.
         least_bytes: What must move between the device and its memory at least: inputs that are read and outputs.
         floor_ms: How long that takes at the measured bandwidth of a copy, ``least_bytes / bandwidth``.

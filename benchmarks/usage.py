@@ -15,7 +15,11 @@ _ROUNDS = 7
 
 
 def usage(
-    bench: Bench, call: Callable[[], Any], pictures: int, staged: Callable[..., Any] | None = None
+    bench: Bench,
+    call: Callable[[], Any],
+    pictures: int,
+    staged: Callable[..., Any] | None = None,
+    profiled: bool = True,
 ) -> dict[str, Any]:
     """Fields of a `Row`: on a GPU `launches` and `peak_bytes`, and `stages_ms` of what can be staged.
 
@@ -24,6 +28,7 @@ def usage(
         call: one call.
         pictures: that it handles.
         staged: the same with a keyword ``mark``, which it calls with the name of each stage that is done.
+        profiled: count launches, which takes a second or two where there are thousands.
     """
     fields: dict[str, Any] = {"stages_ms": _stages(bench, staged)} if staged else {}
     if bench.clock.device == "cuda":
@@ -33,7 +38,8 @@ def usage(
         call()
         torch.cuda.synchronize()
         fields["peak_bytes"] = torch.cuda.max_memory_allocated() - before
-        fields["launches"] = _launches(call, pictures)
+        if profiled:
+            fields["launches"] = _launches(call, pictures)
     return fields
 
 

@@ -88,7 +88,7 @@ def test_the_grid_has_every_cell_once_and_the_corners_first() -> None:
 def test_the_quick_models_run_and_agree() -> None:
     """On a CPU, where they are good for nothing else."""
     pytest.importorskip("torchvision")
-    groups = list(bench_gpu.run(WallClock(), True, ["models"]))
+    groups = list(bench_gpu.run(WallClock(), True, ["models", "compiled"]))
     assert [rows[0].subject for rows in groups] == ["models", "models", "models precision", "models compiled"]
     for rows in groups:
         assert not any(row.correct is False for row in rows), rows
@@ -131,7 +131,7 @@ def test_without_torchvision_there_is_nothing_to_compare_with(monkeypatch: pytes
 def test_what_there_was_no_time_for_is_named() -> None:
     ((row,),) = bench_gpu.run(WallClock(), True, ["models"], seconds=0)
     assert row.note == "not measured: no time was left"
-    assert row.case == "4 more, from ResNet-50 FPN, 2 x 64 x 96 in float32 on"
+    assert row.case == "3 more, from ResNet-50 FPN, 2 x 64 x 96 in float32 on"
     assert row.correct is None
     assert gpu_models._unmeasured(BENCH, []) == []
     assert not BENCH.late()
