@@ -22,7 +22,7 @@ __all__ = ["TABLES", "Line", "Pick", "documents", "rewrite", "rewritten"]
 ROOT = Path(__file__).resolve().parents[1]
 _File = tuple[Path, Results]
 _Column = Callable[[SideBySide, Row], str]
-_BLOCK = re.compile(r"(<!-- table: (\S+)(?: (\S+))? -->\n).*?(<!-- /table -->)", re.DOTALL)
+_BLOCK = re.compile(r"(<!-- table: (\S+)(?: ([\w ]+))? -->\n).*?(<!-- /table -->)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -67,10 +67,11 @@ def _gpu(subject: str, case: str, **names: str) -> Pick:
     return Pick("gpu-nvidia-h200-ops", subject, case, **names)
 
 
-def _whole_gpu(subject: str, case: str, dtype: str) -> Pick:
-    return Pick("gpu-nvidia-h200", subject, case, dtype=dtype)
+def _whole_gpu(subject: str, case: str, dtype: str, host: str = "models") -> Pick:
+    return Pick(f"gpu-nvidia-h200-{host}", subject, case, dtype=dtype)
 
 
+_FAST = "faster-host"  # where launches cost torchvision less
 _R50 = "ResNet-50 FPN, 400 x 600 at 800 x 1200, "
 _PYRAMID = "1000 RoIs x 256 x 7 x 7, *"
 _MASKS = "100 masks* 800 x 1333*"
@@ -110,15 +111,31 @@ TABLES: dict[str, tuple[Line, ...]] = {
         ),
     ),
     "gpu": (
-        _line(
-            "Picture to run lengths, ResNet-50 FPN, float16, 800 x 1344; batch 1 / 8",
-            _whole_gpu("models", "ResNet-50 FPN, 1 x 800 x 1344", "float16"),
-            _whole_gpu("models", "ResNet-50 FPN, 8 x 800 x 1344", "float16"),
+        *(
+            _line(
+                f"{start}; batch 1 / 8",
+                _whole_gpu("models", f"ResNet-{depth} FPN, 1 x {size}{more}", dtype, host),
+                _whole_gpu("models", f"ResNet-{depth} FPN, 8 x {size}{more}", dtype, host),
+            )
+            for start, depth, dtype, size, more, host in (
+                ("Picture to run lengths, ResNet-50 FPN, float16, 800 x 1344", 50, "float16", "800 x 1344", "", _FAST),
+                ("the same on a slower host", 50, "float16", "800 x 1344", "", "models"),
+                ("there, 640 x 640", 50, "float16", "640 x 640", "", "models"),
+                ("there, ResNet-101", 101, "float16", "800 x 1344", "", "models"),
+                ("there, ResNet-50, boxes alone", 50, "float16", "800 x 1344", ", boxes alone", "models"),
+                ("there, float32, boxes alone", 50, "float32", "800 x 1344", ", boxes alone", "models"),
+            )
         ),
-        _line(
-            "Training step, ResNet-50 FPN, 800 x 1344; 2 in TF32 / 8 in bfloat16",
-            _whole_gpu("training", "ResNet-50 FPN, 2 x 800 x 1344", "tf32"),
-            _whole_gpu("training", "ResNet-50 FPN, 8 x 800 x 1344", "bfloat16"),
+        *(
+            _line(
+                start,
+                _whole_gpu("training", "ResNet-50 FPN, 2 x 800 x 1344", "tf32", host),
+                _whole_gpu("training", "ResNet-50 FPN, 8 x 800 x 1344", "bfloat16", host),
+            )
+            for start, host in (
+                ("Training step, ResNet-50 FPN, 800 x 1344; 2 in TF32 / 8 in bfloat16", _FAST),
+                ("the same on the slower host", "models"),
+            )
         ),
         _line(
             "RoIAlign over a pyramid, 1000 x 256 x 7 x 7, float16; 2 samples / adaptive",
