@@ -1,9 +1,9 @@
 """Anyone's weights end to end: from decoded pictures to boolean masks on the host, in every program that runs them.
 
-torchvision runs beside them where the weights mean in its architecture what they mean here; it gets its float tensors
-ready made, on the device. All find the same objects before any of them is timed, by what float32 found where the
-precision is lower. The first call and, on a CPU, the memory are measured in a process for each, except of what is
-compiled, whose first call takes minutes. What cannot take part is a row too, which says why.
+torchvision or Detectron2 runs beside them where the weights mean in its architecture what they mean here; torchvision
+gets its float tensors ready made, on the device. All find the same objects before any of them is timed, by what float32
+found where the precision is lower. The first call and, on a CPU, the memory are measured in a process for each, except
+of what is compiled, whose first call takes minutes. What cannot take part is a row too, which says why.
 """
 
 import time
@@ -25,6 +25,7 @@ from ..engine.model.config import MaskRCNNConfig, MobileNetV2Config
 from ..engine.model.mask_rcnn import MaskRCNN
 from ..engine.model.presets import torchvision_v1
 from .compiling import compiled_peers, time_limit
+from .detectron2_peer import detectron2_detecting, detectron2_twin, unlike_detectron2
 from .device import Bench, precision
 from .fresh import in_its_own_process
 from .harness import Call, Row, WallClock, compare
@@ -148,8 +149,8 @@ def _rows(
     tolerance = _TOLERANCES[work.dtype]
     clock = WallClock(torch.device(work.where).type)
     dtypes = dict.fromkeys(programs, work.dtype)
-    if work.on_cpu:  # in lower precision torchvision's runs by autocast on a GPU alone
-        dtypes |= dict.fromkeys(("torchvision", _COMPILED_PEER), "float32")
+    if work.on_cpu:  # in lower precision peers run by autocast on a GPU alone
+        dtypes |= dict.fromkeys(("torchvision", "Detectron2", _COMPILED_PEER), "float32")
     expected = standard(pictures)() if standard else None
     rows = compare(
         "models",
@@ -221,12 +222,12 @@ def _programs(work: Work, folder: Path, say: Say) -> tuple[_Programs, Make | Non
         if work.options:
             raise ValueError(f"{work.weights}: expected no {', '.join(work.options)}, which the export has fixed")
         no_torch = "an exported file, which torch does not read"
-        found: _Programs = {"torchvision": no_torch}
+        found: _Programs = {"torchvision": no_torch, "Detectron2": no_torch}
         found |= {_OURS[name]: no_torch for name in work.backends if name in ("torch", "compiled")}
         return found | _exported(work, Path(work.weights)), None
     say(f"loading {work.weights}")
     source = load_model(work.weights, **work.options)
-    found = {"torchvision": _torchvision(work, source, compiled=False)}
+    found = {"torchvision": _torchvision(work, source, compiled=False), "Detectron2": _detectron2(work, source)}
     if "torch" in work.backends:
         found[_OURS["torch"]] = _Program(partial(detecting, _predictor(work, source)), _alone("trimask_call", work))
     if "compiled" in work.backends:
@@ -278,6 +279,22 @@ def torchvision_call(
     work, source = Work(weights, device=device, dtype=dtype), load_model(weights, **options)
     twin = torchvision_twin(optional("torchvision"), source, source.config).to(device)
     return _their_call(work, twin, photographs((size[0], size[1]), batch, pictures))
+
+
+def detectron2_call(
+    weights: str,
+    device: str,
+    dtype: str,
+    options: Mapping[str, Any],
+    size: Sequence[int],
+    batch: int,
+    pictures: Sequence[str],
+) -> Call:
+    """Detectron2's model by itself, for `fresh`."""
+    work, source = Work(weights, device=device, dtype=dtype), load_model(weights, **options)
+    program = _detectron2(work, source)
+    assert isinstance(program, _Program)
+    return program.make(photographs((size[0], size[1]), batch, pictures))
 
 
 def _compiled(predictor: Predictor, pictures: Sequence[Picture]) -> Call:
@@ -340,9 +357,23 @@ def _torchvision(work: Work, source: MaskRCNN, compiled: bool) -> _Program | str
     return _Program(partial(_their_call, work, twin), _alone("torchvision_call", work))
 
 
+def _detectron2(work: Work, source: MaskRCNN) -> _Program | str:
+    if optional("detectron2") is None:
+        return "not installed"
+    if unlike := unlike_detectron2(source.config):
+        return f"has no such model: {unlike} of another kind"
+    twin = detectron2_twin(source).to(work.where)
+    make = partial(detectron2_detecting, twin, source.config, device=work.where, autocast=_autocast(work))
+    return _Program(make, _alone("detectron2_call", work))
+
+
 def _their_call(work: Work, twin: Any, pictures: Sequence[Picture]) -> Call:
-    lower = work.dtype != "float32" and not work.on_cpu
-    return twin_detecting(twin, pictures, work.where, getattr(torch, work.dtype) if lower else None)
+    return twin_detecting(twin, pictures, work.where, _autocast(work))
+
+
+def _autocast(work: Work) -> torch.dtype | None:
+    """What peers in lower precision compute in; on a CPU they don't."""
+    return None if work.dtype == "float32" or work.on_cpu else getattr(torch, work.dtype)
 
 
 def _compiled_peer(work: Work, twin: Any, pictures: Sequence[Picture]) -> Call:

@@ -12,10 +12,10 @@ from ..engine.model.checkpoints import family
 from ..engine.model.checkpoints.torchvision import TORCHVISION
 from ..engine.model.config import MaskRCNNConfig, MobileNetV2Config
 from ..engine.model.mask_rcnn import MaskRCNN
-from ..engine.model.presets import torchvision_v1
+from ..engine.model.presets import detectron2, torchvision_v1
 from .matching import Found
 
-__all__ = ["drawn", "random_resnet", "torchvision_twin", "twin_detecting", "without_masks"]
+__all__ = ["drawn", "random_detectron2", "random_resnet", "torchvision_twin", "twin_detecting", "without_masks"]
 
 BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}  # of ResNets by depth
 
@@ -31,6 +31,16 @@ def random_resnet(depth: int = 50, proposals: int = 1000, detections: int = 100)
         detection=replace(config.detection, max_detections=detections),
     )
     return drawn(config)
+
+
+def random_detectron2(depth: int = 50) -> MaskRCNN:
+    """Detectron2's R-CNN FPN baseline with random weights that find as many objects as they may."""
+    config = detectron2(tuple(f"class {i}" for i in range(1, 81)), tuple(range(1, 81)))
+    model = drawn(replace(config, backbone=replace(config.backbone, blocks=BLOCKS[depth])))  # type: ignore[arg-type]
+    stem: Any = model.backbone.stem
+    with torch.no_grad():
+        stem.conv.weight /= 58  # inputs that no standard deviation divides
+    return model
 
 
 def drawn(config: MaskRCNNConfig) -> MaskRCNN:

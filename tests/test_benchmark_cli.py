@@ -18,14 +18,18 @@ import torch
 from trimask.benchmarks import bench_weights, harness, machine, measuring, runtimes, tables
 from trimask.benchmarks.bench_weights import Work, unlike_torchvision
 from trimask.benchmarks.changes import judge
+from trimask.benchmarks.detectron2_peer import unlike_detectron2
 from trimask.benchmarks.fresh import in_its_own_process
 from trimask.benchmarks.harness import Row, Samplers, compare
 from trimask.benchmarks.matching import Found
+from trimask.benchmarks.networks import random_detectron2
 from trimask.benchmarks.results import Results, read_results, write_json
 from trimask.cli import main
 from trimask.engine.model.checkpoints import load_model
+from trimask.engine.model.config import ResNetConfig
 from trimask.engine.model.mask_rcnn import MaskRCNN
 from trimask.engine.model.presets import detectron2, torchvision_v1
+from trimask.kernels.paste_rule import PasteRule
 
 PATH = os.pathsep.join(filter(None, sys.path))  # where the package is, also for another process
 HERE = {"machine": "m", "cores": 2, "gpu": None, "versions": {"torch": "2"}}
@@ -322,6 +326,7 @@ def test_programs_that_are_missing_are_listed(monkeypatch: pytest.MonkeyPatch) -
     notes = {row.implementation: row.note for row in rows}
     assert notes == {
         "torchvision": "not installed",
+        "Detectron2": "not installed",
         "trimask": "nothing to compare with",
         "torchvision, backbone compiled": "not installed",
         "trimask, compiled": "not measured: a quick run compiles nothing",
@@ -337,9 +342,10 @@ def test_the_bundled_model_beside_torchvision(monkeypatch: pytest.MonkeyPatch) -
     pytest.importorskip("torchvision")
     work = Work(sizes=((128, 160),), batches=(2,), device="cpu", backends=("torch",), quick=True)
     (rows,) = bench_weights.run(work, lambda text: None)
+    absent = rows.pop(1)
+    assert (absent.implementation, absent.p50_ms) == ("Detectron2", None)
     assert [row.implementation for row in rows] == ["torchvision", "trimask"]
     assert all(row.correct and row.ratio_to_torchvision for row in rows), rows
-
     assert all((row.first_ms, row.peak_bytes) == (7.0, 8) for row in rows)
 
     right = bench_weights.detecting
@@ -349,8 +355,8 @@ def test_the_bundled_model_beside_torchvision(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(bench_weights, "detecting", moved)
     (rows,) = bench_weights.run(work, lambda text: None)
-    assert [row.correct for row in rows] == [True, False]
-    assert rows[1].p50_ms is None
+    assert [row.correct for row in rows] == [True, None, False]
+    assert rows[2].p50_ms is None
 
 
 def test_each_program_has_its_first_call_and_memory_in_a_process_of_its_own() -> None:
@@ -380,7 +386,8 @@ def test_lower_precision_on_a_cpu_is_beside_float32() -> None:
     pytest.importorskip("torchvision")
     work = Work(sizes=((96, 128),), device="cpu", dtype="bfloat16", backends=("torch",), quick=True)
     (rows,) = bench_weights.run(work, lambda text: None)
-    assert {row.implementation: row.dtype for row in rows} == {"torchvision": "float32", "trimask": "bfloat16"}
+    dtypes = {row.implementation: row.dtype for row in rows}
+    assert dtypes == {"torchvision": "float32", "Detectron2": "float32", "trimask": "bfloat16"}
 
 
 def test_an_exported_file_says_why_torch_takes_no_part() -> None:
@@ -399,6 +406,30 @@ def test_torchvision_runs_what_means_the_same_there() -> None:
     assert unlike_torchvision(replace(v1, mask_head=None)) == "mask_head"
     assert unlike_torchvision(replace(v1, anchors=replace(v1.anchors, aspect_ratios=(1.0,)))) == "anchors"
     assert "paste" in unlike_torchvision(detectron2(("a",), (1,)))
+
+
+def test_detectron2_runs_what_means_the_same_there() -> None:
+    config = detectron2(("a",), (1,))
+    few = replace(config, rpn=replace(config.rpn, post_nms=50), detection=replace(config.detection, max_detections=5))
+    assert unlike_detectron2(config) == unlike_detectron2(few) == ""
+    assert unlike_detectron2(replace(config, paste=PasteRule.TORCHVISION)) == "paste"
+    assert unlike_detectron2(replace(config, pool=replace(config.pool, sampling_ratio=2))) == "pool"
+    assert unlike_detectron2(replace(config, backbone=ResNetConfig((1, 1, 1, 1)))) == "backbone"
+    assert "backbone" in unlike_detectron2(load_model("people").config)
+    assert "anchors" in unlike_detectron2(torchvision_v1(("a",), (1,)))
+
+
+@pytest.mark.usefixtures("small")
+def test_weights_of_detectron2_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("detectron2")
+    source = random_detectron2()
+    monkeypatch.setattr(bench_weights, "load_model", lambda *_, **__: source)
+    work = Work(sizes=((96, 128),), device="cpu", backends=("torch",), quick=True)
+    (rows,) = bench_weights.run(work, lambda text: None)
+    notes = {row.implementation: row.note for row in rows}
+    assert "of another kind" in notes["torchvision"]
+    assert all(row.correct and row.p50_ms for row in rows[1:]), rows
+    assert [row.implementation for row in rows[1:]] == ["Detectron2", "trimask"]
 
 
 def test_where_nothing_is_found_nothing_differs() -> None:

@@ -15,6 +15,7 @@ import torch
 from trimask.benchmarks import bench_gpu, bench_models, bench_training, compiling, fresh, gpu_models, samples, usage
 from trimask.benchmarks.device import Bench, precision
 from trimask.benchmarks.harness import Row, WallClock
+from trimask.benchmarks.installed import optional
 from trimask.benchmarks.matching import BFLOAT16, Found, disagreement, summary
 
 BENCH = Bench(WallClock(), quick=True)
@@ -232,8 +233,22 @@ def test_the_quick_models_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
         assert "from float32's" in row.note
         assert row.ratio_low is not None  # in the same rounds as torchvision's
     assert [gpu.note, detectron2.implementation] == ["needs a GPU", "Detectron2"]
+    assert (detectron2.note == "not installed") == (optional("detectron2") is None)
     assert (compiled.implementation, compiled.p50_ms) == ("torchvision, backbone compiled", None)
     json.dumps([row.__dict__ for row in rows])
+
+
+def test_each_case_has_one_peer_with_the_same_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("trimask_call", "torchvision_call", "detectron2_call", "_compiled_call"):
+        monkeypatch.setattr(bench_models, name, lambda *_: list)
+    monkeypatch.setattr(bench_models, "optional", lambda module: object())
+    peers = {}
+    for case in bench_models.CASES:
+        one = bench_models.comparison(case)
+        (other,) = {"torchvision", "Detectron2"} - {next(iter(one.implementations))}
+        assert one.absent[other] == "left out: other weights"
+        peers[case.model] = next(iter(one.implementations))
+    assert peers == {"people": "torchvision", "50": "torchvision", "detectron2-50": "Detectron2", "101": "torchvision"}
 
 
 def test_wrong_boxes_on_a_cpu_are_called_wrong(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """Every stage equals Detectron2's recorded one: proposals, pyramid statistics, detections, masks."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,9 @@ import torch
 import trimask
 from matching import Found, differences, of_result
 from models import golden_checkpoint
+from trimask.benchmarks.detectron2_peer import detectron2_detecting, detectron2_twin
+from trimask.benchmarks.networks import drawn, random_detectron2
+from trimask.engine.model.config import InputConfig
 from trimask.engine.pictures.preprocess import make_batch
 from trimask.engine.pictures.reading import read
 
@@ -34,6 +38,29 @@ def decode(found: dict[str, Any]) -> Found:
     mask = pytest.importorskip("pycocotools.mask")
     masks = [mask.decode({"size": m["size"], "counts": m["counts"].encode()}) for m in found["masks"]]
     return Found(np.array(found["boxes"]), np.array(found["scores"]), np.array(found["classes"]), np.array(masks, bool))
+
+
+@pytest.mark.parametrize("style", ["caffe", "pytorch", "ResNeXt"])
+def test_the_installed_one_finds_the_same(style: str, shared_data: Path) -> None:
+    """Of random weights, in both styles of trunk, one by one and together."""
+    pytest.importorskip("detectron2")
+    source = random_detectron2()
+    if style != "caffe":
+        groups = {"groups": 32, "group_width": 4} if style == "ResNeXt" else {}
+        config = replace(source.config, backbone=replace(source.config.backbone, stride_in_1x1=False, **groups))
+        source = drawn(replace(config, input=replace(config.input, std=InputConfig().std)))
+    paths = sorted((shared_data / "coco_open" / "images").glob("*.jpg"))[:40:10]
+    arrays = [read(path).array for path in paths]
+    twin = detectron2_twin(source)
+    expected = [
+        *(detectron2_detecting(twin, source.config, [array])()[0] for array in arrays[:2]),
+        *detectron2_detecting(twin, source.config, arrays[2:])(),
+    ]
+    ours = trimask.Predictor(source, device="cpu")
+    results = [*ours.predict(arrays[:2]), *ours.predict(arrays[2:], batch_size=2)]
+    for theirs, result in zip(expected, results, strict=True):
+        assert len(theirs.scores) == 100
+        assert differences(of_result(result), Found(*theirs)) == []
 
 
 def test_every_detection(predictor: trimask.Predictor, recorded: dict[str, Any], shared_data: Path) -> None:

@@ -1,0 +1,120 @@
+"""Detectron2's own model with the same weights, where it is installed.
+
+Of its package the Python part is enough: RoIAlign and suppression are torchvision's there.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..engine.model.checkpoints import family
+from ..engine.model.checkpoints.detectron2 import DETECTRON2
+from ..engine.model.config import MaskRCNNConfig, ResNetConfig
+from ..engine.model.mask_rcnn import MaskRCNN
+from ..engine.model.presets import detectron2
+from .installed import optional
+from .matching import Found
+
+__all__ = ["detectron2_detecting", "detectron2_twin", "unlike_detectron2"]
+
+_DEPTHS = {(3, 4, 6, 3): 50, (3, 4, 23, 3): 101, (3, 8, 36, 3): 152}
+
+
+def unlike_detectron2(config: MaskRCNNConfig) -> str:
+    """The parts of a config that Detectron2's models have otherwise, in words; "" where it can run the weights."""
+    base = detectron2(config.class_names, config.category_ids)
+    resize, rpn, limits = config.input.resize, config.rpn, config.detection
+    twin = replace(
+        base,
+        input=replace(
+            config.input, resize=replace(base.input.resize, min_size=resize.min_size, max_size=resize.max_size)
+        ),
+        backbone=config.backbone,
+        anchors=replace(base.anchors, sizes=config.anchors.sizes, aspect_ratios=config.anchors.aspect_ratios),
+        rpn=replace(base.rpn, pre_nms=rpn.pre_nms, post_nms=rpn.post_nms, nms_threshold=rpn.nms_threshold),
+        detection=replace(
+            base.detection,
+            score_threshold=limits.score_threshold,
+            nms_threshold=limits.nms_threshold,
+            max_detections=limits.max_detections,
+        ),
+    )
+    unlike = [one.name for one in fields(config) if getattr(config, one.name) != getattr(twin, one.name)]
+    trunk = config.backbone
+    if not isinstance(trunk, ResNetConfig) or trunk.blocks not in _DEPTHS or not trunk.bottleneck:
+        unlike.append("backbone")
+    return ", ".join(unlike)
+
+
+def detectron2_twin(source: MaskRCNN) -> torch.nn.Module:
+    """Detectron2's model with the weights and the config of ``source``, in which nothing may be `unlike_detectron2`."""
+    config, trunk = source.config, source.config.backbone
+    assert isinstance(trunk, ResNetConfig)
+    settings = optional("detectron2.config").get_cfg()
+    model, levels = settings.MODEL, ["res2", "res3", "res4", "res5"]
+    model.DEVICE, model.MASK_ON = "cpu", True
+    model.PIXEL_MEAN, model.PIXEL_STD = list(config.input.mean[::-1]), list(config.input.std[::-1])  # BGR
+    model.BACKBONE.NAME = "build_resnet_fpn_backbone"
+    model.RESNETS.DEPTH = _DEPTHS[trunk.blocks]
+    model.RESNETS.OUT_FEATURES = model.FPN.IN_FEATURES = levels
+    model.RESNETS.NUM_GROUPS, model.RESNETS.WIDTH_PER_GROUP = trunk.groups, trunk.group_width
+    model.RESNETS.STRIDE_IN_1X1 = trunk.stride_in_1x1
+    model.ANCHOR_GENERATOR.SIZES = [list(sizes) for sizes in config.anchors.sizes]
+    model.ANCHOR_GENERATOR.ASPECT_RATIOS = [list(config.anchors.aspect_ratios)]
+    model.RPN.IN_FEATURES = ["p2", "p3", "p4", "p5", "p6"]
+    model.RPN.PRE_NMS_TOPK_TEST, model.RPN.POST_NMS_TOPK_TEST = config.rpn.pre_nms, config.rpn.post_nms
+    model.RPN.NMS_THRESH = config.rpn.nms_threshold
+    model.ROI_HEADS.NAME, model.ROI_HEADS.IN_FEATURES = "StandardROIHeads", model.RPN.IN_FEATURES[:4]
+    model.ROI_HEADS.NUM_CLASSES = config.num_classes
+    model.ROI_HEADS.SCORE_THRESH_TEST = config.detection.score_threshold
+    model.ROI_HEADS.NMS_THRESH_TEST = config.detection.nms_threshold
+    model.ROI_BOX_HEAD.NAME, model.ROI_BOX_HEAD.NUM_FC = "FastRCNNConvFCHead", 2
+    model.ROI_BOX_HEAD.POOLER_RESOLUTION = config.box_head.resolution
+    model.ROI_MASK_HEAD.NAME, model.ROI_MASK_HEAD.NUM_CONV = "MaskRCNNConvUpsampleHead", 4
+    model.ROI_MASK_HEAD.POOLER_RESOLUTION = 14
+    settings.TEST.DETECTIONS_PER_IMAGE = config.detection.max_detections
+    twin: torch.nn.Module = optional("detectron2.modeling").build_model(settings)
+    twin.load_state_dict(family.export(DETECTRON2, source, bgr=True))
+    return twin.eval()
+
+
+def detectron2_detecting(
+    twin: Any,
+    config: MaskRCNNConfig,
+    pictures: Sequence[NDArray[np.uint8]],
+    device: str = "cpu",
+    autocast: torch.dtype | None = None,
+) -> Callable[[], list[Found]]:
+    """A call of Detectron2's model on RGB pictures, resized as its `DefaultPredictor` does.
+
+    Args:
+        autocast: lower precision, of what autocast lowers.
+    """
+    resize = config.input.resize
+    shortest = optional("detectron2.data.transforms").ResizeShortestEdge([resize.min_size] * 2, resize.max_size)
+
+    @torch.inference_mode()
+    def call() -> list[Found]:
+        inputs = []
+        for picture in pictures:
+            bgr = picture[:, :, ::-1]
+            resized = shortest.get_transform(bgr).apply_image(bgr)
+            image = torch.from_numpy(resized.astype(np.float32).transpose(2, 0, 1).copy()).to(device)
+            inputs.append({"image": image, "height": picture.shape[0], "width": picture.shape[1]})
+        with torch.autocast(torch.device(device).type, autocast, enabled=autocast is not None):
+            found = [one["instances"].to("cpu") for one in twin(inputs)]
+        return [
+            Found(
+                one.pred_boxes.tensor.float().numpy(),
+                one.scores.float().numpy(),
+                one.pred_classes.numpy(),
+                one.pred_masks.numpy(),
+            )
+            for one in found
+        ]
+
+    return call
