@@ -96,12 +96,44 @@ def _resize(op: Any, x: ir.Value, size: ir.Value, new: ir.Value, config: ResizeC
     if not config.quantize:
         return scaled(x, new)
     if not config.antialias:
-        return op.Clip(op.Round(scaled(x, new)), np.float32(0), np.float32(255))
+        return _resize_as_opencv(op, x, size, new)
     # Pillow rounds after each axis, halves up.
     height, width = op.Split(new, axis=0, num_outputs=2, outputs=2)
     for to in (op.Concat(op.Slice(size, _integers(0), _integers(1)), width, axis=0), op.Concat(height, width, axis=0)):
         x = op.Clip(op.Floor(op.Add(scaled(x, to), np.float32(0.5))), np.float32(0), np.float32(255))
     return x
+
+
+def _resize_as_opencv(op: Any, x: ir.Value, size: ir.Value, new: ir.Value) -> ir.Value:
+    """:mod:`..kernels.cpu.opencv`, with division for its shifts."""
+    left, right, u0, u1 = _opencv_taps(op, size, new, 1)
+    top, bottom, v0, v1 = _opencv_taps(op, size, new, 0)
+    levels = op.Cast(x, to=ir.DataType.INT32)
+    across = op.Add(op.Mul(op.Gather(levels, left, axis=3), u0), op.Mul(op.Gather(levels, right, axis=3), u1))
+    across = op.Div(across, np.int32(1 << 4))
+    above, below = (
+        op.Mul(op.Gather(across, i, axis=2), op.Unsqueeze(v, _integers(1))) for i, v in ((top, v0), (bottom, v1))
+    )
+    above, below = (op.Div(x, np.int32(1 << 16)) for x in (above, below))
+    return op.Cast(op.Div(op.Add(op.Add(above, below), np.int32(2)), np.int32(1 << 2)), to=ir.DataType.FLOAT)
+
+
+def _opencv_taps(op: Any, size: ir.Value, new: ir.Value, axis: int) -> tuple[ir.Value, ...]:
+    """Two pixels, int64, and two weights, int32, of each output of an axis."""
+    before, after = (op.Gather(x, np.int64(axis)) for x in (size, new))
+    last = op.Sub(before, np.int64(1))
+    zoom = op.Div(*(op.Cast(x, to=ir.DataType.DOUBLE) for x in (after, before)))
+    middle = op.Add(op.Cast(op.Range(np.int64(0), after, np.int64(1)), to=ir.DataType.DOUBLE), np.float64(0.5))
+    at = op.Sub(op.Mul(middle, op.Div(np.float64(1), zoom)), np.float64(0.5))
+    at = op.Cast(at, to=ir.DataType.FLOAT)
+    if axis == 1:
+        at = op.Clip(at, np.float32(0), op.Cast(last, to=ir.DataType.FLOAT))
+    low = op.Floor(at)
+    second = op.Sub(at, low)
+    weights = (op.Round(op.Mul(x, np.float32(2048))) for x in (op.Sub(np.float32(1), second), second))
+    pixel = op.Cast(low, to=ir.DataType.INT64)
+    pixels = (op.Clip(x, np.int64(0), last) for x in (pixel, op.Add(pixel, np.int64(1))))
+    return *pixels, *(op.Cast(x, to=ir.DataType.INT32) for x in weights)
 
 
 def add_pasting(model: ir.Model, rule: PasteRule) -> None:

@@ -4,7 +4,8 @@ What decides a pixel, on every device. `antialias` and `quantize` stand for what
 
 - Neither (torchvision): pixel ``i`` of the result reads ``max((i + .5) * scale - .5, 0)``, with ``scale = in / out`` in
   float32, bilinearly between its two neighbours on each axis, as `torch.nn.functional.interpolate` does.
-- `quantize` (OpenCV, MMDetection): the same, rounded to whole levels, halves to even.
+- `quantize` (MMDetection): OpenCV's ``INTER_LINEAR`` on bytes to the last bit: the same two neighbours, with weights
+  rounded to 2048ths and bits dropped after each axis.
 - `antialias` and `quantize` (Pillow, Detectron2): Pillow's ``BILINEAR`` to the last bit: a triangle as wide as the
   scale, weights in float64 rounded to 22 fractional bits, uint8 after each axis. Always across and then down: Pillow
   does so too, but from version 13 on not where the height loses more than twice as many pixels as the width
@@ -85,7 +86,7 @@ def preprocess(
         sizes: (height, width) of each in the batch, at least one pixel.
         padded_size: (height, width) of the batch, at least that of every picture.
         antialias: Whether the filter widens as a picture shrinks.
-        quantize: Whether resized pictures are rounded to whole levels.
+        quantize: Whether resized pictures are whole levels, by OpenCV's or, with `antialias`, Pillow's arithmetic.
         mean: Of the channels, red first, on the scale 0..255.
         std: The same; not 0.
         dtype: float32, float16 or bfloat16.

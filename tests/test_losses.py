@@ -101,7 +101,7 @@ def test_a_picture_is_learned_by_heart() -> None:
     torch.manual_seed(0)
     model = MaskRCNN(replace(SMALL, pool=replace(SMALL.pool, aligned=True))).train()
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-    steps = 250
+    steps = 400  # at 250 another order of sums may leave a mask at an IoU of 0.93
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
     config = replace(LossConfig.DETECTRON2, pre_nms=100, post_nms=60, roi_samples=48)
     for step in range(steps):

@@ -77,7 +77,7 @@ def test_detectron2_resize_is_pil(np_rng: np.random.Generator) -> None:
     assert np.array_equal(resize_picture(picture, config).permute(1, 2, 0).numpy(), expected)
 
 
-def test_opencv_style_resize_is_rounded_and_not_antialiased() -> None:
+def test_mmdetection_resize_is_opencv_s_and_not_antialiased() -> None:
     stripes = np.zeros((96, 96, 3), np.uint8)
     stripes[:, ::3] = 255
     config = ResizeConfig(32, 32, quantize=True, round_half_up=True)

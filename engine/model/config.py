@@ -40,7 +40,7 @@ class ResizeConfig:
         min_size: the short side after scaling, in pixels.
         max_size: the long side is scaled down further where it would exceed this.
         antialias: widen the bilinear filter when shrinking, as PIL does; torchvision and OpenCV do not.
-        quantize: round the scaled picture to whole grey levels, as PIL and OpenCV do.
+        quantize: scale in whole grey levels: by PIL's arithmetic where ``antialias`` is set, else by OpenCV's.
         round_half_up: new side = floor(size * scale + 0.5); otherwise floor(size * scale), which rounding can leave
             one pixel short of ``min_size`` (161 gives 799), exactly as in torchvision.
         limit_second: scale to ``min_size`` first, then scale the unrounded sides down to ``max_size``, as Detectron2

@@ -1,13 +1,14 @@
 """From uint8 pictures to the network's batch in numpy and Pillow, for runtimes without torch.
 
-The twin of :mod:`.preprocess`, whose op :mod:`..kernels.resizing` says what decides a pixel. What Pillow resizes is
-equal to the bit; floats agree to a few units in the last place, as torch's own do between processors.
+The twin of :mod:`.preprocess`, whose op :mod:`..kernels.resizing` says what decides a pixel. Whole
+levels are equal to the bit; floats agree to a few units in the last place, as torch's own do between processors.
 """
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ...kernels.cpu import opencv
 from ..model.config import InputConfig, ResizeConfig
 from .resize import padded_size, resized_size
 
@@ -42,7 +43,7 @@ def make_batch(
 
 
 def resize_picture(picture: Bytes, size: tuple[int, int], config: ResizeConfig) -> Floats | Bytes:
-    """One picture, uint8 RGB [H, W, 3] -> levels 0..255 [h, w, 3]: uint8 from Pillow or untouched, else float32."""
+    """One picture, uint8 RGB [H, W, 3] -> levels 0..255 [h, w, 3]: uint8 where they are whole, else float32."""
     if picture.shape[:2] == size:
         return picture
     height, width = size
@@ -51,9 +52,10 @@ def resize_picture(picture: Bytes, size: tuple[int, int], config: ResizeConfig) 
         # One axis at a time: from Pillow 13 on the order of both depends on the size (python-pillow/Pillow#9549).
         image = image.resize((width, image.height), Image.Resampling.BILINEAR)
         return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
+    if config.quantize:
+        return opencv.resize(picture, size)
     resample = _filtered if config.antialias else _interpolated
-    x = resample(resample(picture.astype(np.float32), height).swapaxes(0, 1), width).swapaxes(0, 1)
-    return np.clip(np.rint(x), 0, 255) if config.quantize else x
+    return resample(resample(picture.astype(np.float32), height).swapaxes(0, 1), width).swapaxes(0, 1)
 
 
 def _within(size: tuple[int, int], limit: tuple[int, int]) -> tuple[int, int]:

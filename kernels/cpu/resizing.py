@@ -1,12 +1,15 @@
-"""Pictures made ready for a network by torch's interpolation and Pillow's: right on any device, made for the CPU."""
+"""Pictures made ready for a network by torch's interpolation, Pillow's and OpenCV's: made for the CPU."""
 
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
+
+from . import opencv
 
 __all__ = ["preprocess"]
 
@@ -41,13 +44,11 @@ def preprocess(
 
 
 def _resize(picture: Tensor, size: tuple[int, int], antialias: bool, quantize: bool) -> Tensor:
-    if antialias and quantize:
-        picture = _resize_as_pillow(picture, size)
+    if quantize and picture.shape[:2] != size:
+        resize = _resize_as_pillow if antialias else opencv.resize
+        picture = torch.from_numpy(resize(picture.numpy(force=True), size)).to(picture.device)
     x = picture.permute(2, 0, 1)[None].float()
-    if x.shape[-2:] != size:
-        x = _interpolate(x, size, antialias)
-        x = x.round_().clamp_(0, 255) if quantize else x
-    return x[0]
+    return (x if x.shape[-2:] == size else _interpolate(x, size, antialias))[0]
 
 
 def _interpolate(x: Tensor, size: tuple[int, int], antialias: bool) -> Tensor:
@@ -59,12 +60,9 @@ def _interpolate(x: Tensor, size: tuple[int, int], antialias: bool) -> Tensor:
     return F.interpolate(x, size, mode="bilinear", align_corners=False, antialias=antialias)
 
 
-def _resize_as_pillow(picture: Tensor, size: tuple[int, int]) -> Tensor:
+def _resize_as_pillow(picture: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
     height, width = size
-    if picture.shape[:2] == size:
-        return picture
-    image = Image.fromarray(np.ascontiguousarray(picture.numpy(force=True)))
+    image = Image.fromarray(np.ascontiguousarray(picture))
     # One axis at a time: from Pillow 13 on the order of both depends on the size (python-pillow/Pillow#9549).
     image = image.resize((width, image.height), Image.Resampling.BILINEAR)
-    image = image.resize((width, height), Image.Resampling.BILINEAR)
-    return torch.from_numpy(np.array(image)).to(picture.device)
+    return np.array(image.resize((width, height), Image.Resampling.BILINEAR))

@@ -10,6 +10,7 @@ weights follow Pillow's source (`Resample.c`). For output i of an axis, with `sc
 
 in float64, each operation rounded once and the sum taken in order, so that `int(weight * 2^22 + .5)` is Pillow's own
 number. Nothing is uploaded. A pass is then 32-bit integers: `(2^21 + sum of level * weight) >> 22`, cut at 255.
+OpenCV's arithmetic stands at `trimask.kernels.cpu.opencv`.
 
 A row of the batch is a run of `3 * width` elements, x and channel in turn. Neighbouring lanes take neighbouring
 elements, one each: what they read lies together, and their stores fill lines. The last pass writes every element of
@@ -206,6 +207,70 @@ def _down_kernel(
 
 
 @triton.jit
+def _opencv_taps(i, extent, scale, INSIDE: tl.constexpr):
+    """`trimask.kernels.cpu.opencv._taps` of output `i`."""
+    at = ((i.to(tl.float64) + 0.5) * scale - 0.5).to(tl.float32)
+    if INSIDE:
+        at = tl.minimum(tl.maximum(at, 0.0), extent - 1.0)
+    low = tl.floor(at)
+    second = at - low
+    # At 2^23 a float has no fraction: to the nearest, halves to even.
+    u = ((1.0 - second) * 2048.0 + 8388608.0 - 8388608.0).to(tl.int32)
+    v = (second * 2048.0 + 8388608.0 - 8388608.0).to(tl.int32)
+    first = low.to(tl.int32)
+    last = extent - 1
+    return tl.minimum(tl.maximum(first, 0), last), tl.minimum(tl.maximum(first + 1, 0), last), u, v
+
+
+@triton.jit
+def _opencv_across(row_ptr, left, right, u, v, inside):
+    """Levels between two pixels of a row, in 128ths."""
+    first = tl.load(row_ptr + left, mask=inside, other=0).to(tl.int32)
+    second = tl.load(row_ptr + right, mask=inside, other=0).to(tl.int32)
+    return (first * u + second * v) >> 4
+
+
+@triton.jit(
+    do_not_specialize=[
+        *_POINTERS,
+        *_STRIDES,
+        *("height_in", "width_in", "height", "width", "padded_height", "padded_width"),
+    ]
+)
+def _opencv_kernel(
+    out_ptr,
+    picture_ptr,
+    height_in,
+    width_in,
+    height,
+    width,
+    padded_height,
+    padded_width,
+    scale_y: tl.float64,
+    scale_x: tl.float64,
+    stride_y,
+    stride_x,
+    stride_c,
+    means,
+    stds,
+    NORMALIZE: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    y, element, x, c = _tile(padded_width, ROWS, COLUMNS)
+    inside = (x < width) & (y < height)
+    top, bottom, above_weight, below_weight = _opencv_taps(y, height_in, scale_y, INSIDE=False)
+    left, right, u, v = _opencv_taps(x, width_in, scale_x, INSIDE=True)
+    left = left.to(tl.int64) * stride_x + c.to(tl.int64) * stride_c
+    right = right.to(tl.int64) * stride_x + c.to(tl.int64) * stride_c
+    above = _opencv_across(picture_ptr + top.to(tl.int64) * stride_y, left, right, u, v, inside)
+    below = _opencv_across(picture_ptr + bottom.to(tl.int64) * stride_y, left, right, u, v, inside)
+    level = ((above * above_weight) >> 16) + ((below * below_weight) >> 16)
+    level = ((level + 2) >> 2).to(tl.float32)
+    _write(out_ptr, level, y, element, inside, padded_height, padded_width, means, stds, NORMALIZE)
+
+
+@triton.jit
 def _neighbours(i, extent, scale):
     """The pixels on either side of output `i` of an axis, and how far it lies from the first to the second."""
     at = tl.maximum((i.to(tl.float32) + 0.5) * scale - 0.5, 0.0)
@@ -236,7 +301,6 @@ def _bilinear_kernel(
     stride_c,
     means,
     stds,
-    QUANTIZE: tl.constexpr,
     NORMALIZE: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -254,8 +318,6 @@ def _bilinear_kernel(
     below = (1.0 - u) * tl.load(below_ptr + left, mask=inside, other=0).to(tl.float32)
     below += u * tl.load(below_ptr + right, mask=inside, other=0).to(tl.float32)
     level = (1.0 - v) * above + v * below
-    if QUANTIZE:
-        level = level + 8388608.0 - 8388608.0  # at 2^23 a float has no fraction: to nearest, halves to even
     _write(out_ptr, level, y, element, inside, padded_height, padded_width, means, stds, NORMALIZE)
 
 
@@ -295,17 +357,22 @@ def _resize_bilinear(
 ) -> None:
     height_in, width_in = picture.shape[:2]
     height, width = size
-    _bilinear_kernel[_grid(out)](
+    if quantize:
+        kernel, scale_y, scale_x = _opencv_kernel, 1 / (height / height_in), 1 / (width / width_in)
+    else:
+        kernel = _bilinear_kernel
+        scale_y = float(np.float32(height_in) / np.float32(height))
+        scale_x = float(np.float32(width_in) / np.float32(width))
+    kernel[_grid(out)](
         out_ptr=out,
         **_pixels(picture, flip),
         height_in=height_in,
         width_in=width_in,
         height=height,
         width=width,
-        scale_y=float(np.float32(height_in) / np.float32(height)),
-        scale_x=float(np.float32(width_in) / np.float32(width)),
+        scale_y=scale_y,
+        scale_x=scale_x,
         **write,
-        QUANTIZE=quantize,
         **_options(),
     )
 

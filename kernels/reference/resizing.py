@@ -9,7 +9,10 @@ __all__ = ["preprocess", "resize"]
 
 
 def resize(picture: Tensor, size: tuple[int, int], *, antialias: bool, quantize: bool) -> Tensor:
-    """uint8 `[H, W, 3]` -> float64 `[h, w, 3]`, as `trimask.kernels.preprocess` describes it."""
+    """uint8 `[H, W, 3]` -> float64 `[h, w, 3]`, as `trimask.kernels.preprocess` describes it.
+
+    Where that follows OpenCV, this rounds exact values, from which OpenCV's are less than a level away.
+    """
     down, across = (_matrix(extent, n, antialias) for extent, n in zip(picture.shape[:2], size, strict=True))
     if antialias and quantize:
         levels = picture.long()
