@@ -22,7 +22,8 @@ from .fresh import in_its_own_process
 from .harness import Row
 from .installed import optional
 from .matching import AUTOCAST, EXACT, FLOAT16, INT8, Found, Tolerance, disagreement, nearness
-from .networks import random_resnet, torchvision_twin, twin_detecting
+from .networks import random_resnet
+from .peers import peer
 from .runtimes import detecting, open_runtime
 from .samples import photographs
 
@@ -210,8 +211,8 @@ def trimask_call(model: str, size: Sequence[int]) -> Call:
 
 def torchvision_call(model: str, size: Sequence[int]) -> Call | None:
     """torchvision's model; None where it is not installed."""
-    torchvision = optional("torchvision")
-    if torchvision is None:
+    theirs = peer("torchvision")
+    if theirs is None:
         return None
-    source = _model(model)
-    return twin_detecting(torchvision_twin(torchvision, source, source.config), photographs((size[0], size[1]), 1))
+    call: Call = theirs.detecting(theirs.twin(_model(model)), photographs((size[0], size[1]), 1))
+    return call

@@ -1,9 +1,9 @@
 """End to end on a CPU: from decoded photographs to boolean masks, beside torchvision with the same weights.
 
-Weights that mean what Detectron2's do stand beside Detectron2, where that is installed. Both sides resize, detect, and
-threshold their pasted masks; torchvision gets its float tensors ready made. In float32 the detections must be the same
-set. bfloat16, where the processor computes with it, runs in the same rounds; its note says how far its scores are from
-float32's. First calls and memory are measured in a process for each.
+Weights that mean what Detectron2's or MMDetection's do stand beside those, where they are installed. Both sides resize,
+detect, and threshold their pasted masks; torchvision gets its float tensors ready made. In float32 the detections must
+be the same set. bfloat16, where the processor computes with it, runs in the same rounds; its note says how far its
+scores are from float32's. First calls and memory are measured in a process for each.
 """
 
 import math
@@ -22,13 +22,13 @@ from ..engine.model.checkpoints import load_model
 from ..engine.model.mask_rcnn import MaskRCNN
 from .comparison import NEEDS_A_GPU, Comparison, Planned, bounded
 from .compiling import compiled_peers
-from .detectron2_peer import detectron2_detecting, detectron2_twin
 from .device import Bench, has_bfloat16
 from .fresh import in_its_own_process
 from .harness import Row, WallClock
 from .installed import optional
 from .matching import BFLOAT16, Found, disagreement, nearness
-from .networks import random_detectron2, random_resnet, torchvision_twin, twin_detecting
+from .networks import random_detectron2, random_mmdetection, random_resnet
+from .peers import PEERS, peer
 from .runtimes import detecting
 from .samples import photographs
 
@@ -36,7 +36,7 @@ __all__ = ["CASES", "MINUTES", "QUICK", "Case", "comparison", "run"]
 
 Picture = NDArray[np.uint8]
 Call = Callable[[], list[Found]]
-_DETECTRON2 = "detectron2-"
+_NETWORKS = {"torchvision": random_resnet, "Detectron2": random_detectron2, "MMDetection": random_mmdetection}
 BF16, COMPILED = "trimask, bfloat16", "torchvision, backbone compiled"
 MINUTES = 20.0
 _COMPILING = 300.0  # seconds at most
@@ -47,7 +47,8 @@ class Case:
     """A model and pictures.
 
     Attributes:
-        model: "people", or a ResNet's depth; behind "detectron2-", of Detectron2's kind.
+        model: "people", or a ResNet's depth.
+        peer: one of `PEERS`, whose models have the same weights.
         sample: one of scikit-image's; "" for as many photographs as the batch has, scaled to the size.
         size: (height, width) that a sample is cut to, from its upper left corner; None for all of it.
         step: take every so many rows and columns.
@@ -67,15 +68,11 @@ class Case:
     seconds: float = 1.0
     variable: Mapping[str, float] | None = None
     compiled: bool = False
+    peer: str = "torchvision"
 
-    @property
-    def peer(self) -> str:
-        """Whose model has the same weights."""
-        return "Detectron2" if self.model.startswith(_DETECTRON2) else "torchvision"
-
-    def arguments(self) -> tuple[str, str, tuple[int, int] | None, int, int, int]:
+    def arguments(self) -> tuple[str, str, str, tuple[int, int] | None, int, int, int]:
         """For another process."""
-        return (self.model, self.sample, self.size, self.step, self.max_detections, self.batch)
+        return (self.model, self.peer, self.sample, self.size, self.step, self.max_detections, self.batch)
 
 
 def _sweep(name: str, model: str, size: tuple[int, int], batch: int, seconds: float, varied: str) -> Case:
@@ -92,8 +89,16 @@ CASES = (
     *(_sweep(_PEOPLE, "people", (480, 640), batch, 0.8, "batch") for batch in (2, 4, 8)),
     Case("ResNet-50 FPN, 400 x 600 at 800 x 1200, 10 detections", "50", "coffee", max_detections=10, seconds=12),
     Case("ResNet-50 FPN, 360 x 599 at 800 x 1331, padded to 800 x 1344", "50", "coffee", size=(360, 599), seconds=15),
-    Case(
-        "ResNet-50 FPN of Detectron2's kind, 360 x 599 at 800 x 1331", "detectron2-50", "coffee", (360, 599), seconds=15
+    *(
+        Case(
+            f"ResNet-50 FPN of {kind}'s kind, 360 x 599 at 800 x 1331",
+            "50",
+            "coffee",
+            (360, 599),
+            seconds=15,
+            peer=kind,
+        )
+        for kind in ("Detectron2", "MMDetection")
     ),
     _sweep(_R101, "101", (800, 1333), 1, 20, "pixels"),
     *(_sweep(_R50, "50", size, 1, 15, "pixels") for size in ((480, 640), (800, 1333), (1080, 1920))),
@@ -114,13 +119,12 @@ def run(threads: int, quick: bool, minutes: float = MINUTES) -> Iterator[list[Ro
 def comparison(case: Case) -> Comparison:
     """The peer and ours, which is held to float32's detections in bfloat16 too."""
     arguments = case.arguments()
-    peers = {"torchvision": torchvision_call, "Detectron2": detectron2_call}
-    calls: dict[str, Call | None] = {case.peer: peers.pop(case.peer)(*arguments), "trimask": trimask_call(*arguments)}
+    calls: dict[str, Call | None] = {case.peer: peer_call(*arguments), "trimask": trimask_call(*arguments)}
     if has_bfloat16():
         calls[BF16] = trimask_call(*arguments, "bfloat16")
     absent = {"trimask, Triton": NEEDS_A_GPU}
-    for name in peers:
-        absent[name] = "left out: other weights" if optional(name.lower()) else "not installed"
+    for name in PEERS.keys() - {case.peer}:
+        absent[name] = "left out: other weights" if peer(name) else "not installed"
     if not calls.get("torchvision"):
         absent[COMPILED] = absent.get("torchvision", "not installed")
     elif case.compiled:
@@ -148,8 +152,7 @@ def _rows(case: Case, threads: int, quick: bool) -> list[Row]:
 def _completed(row: Row, case: Case, one: Comparison, threads: int) -> Row:
     """The row with how near its detections are to float32's, and with what a process of its own shows."""
     makers: dict[str, tuple[str, ...]] = {
-        "torchvision": ("bench_models.torchvision_call",),
-        "Detectron2": ("bench_models.detectron2_call",),
+        case.peer: ("bench_models.peer_call",),
         "trimask": ("bench_models.trimask_call",),
         BF16: ("bench_models.trimask_call", "bfloat16"),
     }
@@ -167,12 +170,8 @@ def _completed(row: Row, case: Case, one: Comparison, threads: int) -> Row:
     return replace(row, **fields, note="; ".join(filter(None, notes)))
 
 
-def _model(model: str) -> MaskRCNN:
-    if model == "people":
-        return load_model("people")
-    if model.startswith(_DETECTRON2):
-        return random_detectron2(int(model.removeprefix(_DETECTRON2)))
-    return random_resnet(int(model))
+def _model(model: str, kind: str) -> MaskRCNN:
+    return load_model("people") if model == "people" else _NETWORKS[kind](int(model))
 
 
 def _pictures(sample: str, size: tuple[int, int] | None, step: int, batch: int) -> list[Picture]:
@@ -187,6 +186,7 @@ def _pictures(sample: str, size: tuple[int, int] | None, step: int, batch: int) 
 
 def trimask_call(
     model: str,
+    kind: str,
     sample: str,
     size: tuple[int, int] | None,
     step: int,
@@ -195,45 +195,33 @@ def trimask_call(
     dtype: str = "float32",
 ) -> Call:
     """Our predictor, ready to be called."""
-    predictor = Predictor(_model(model), device="cpu", dtype=getattr(torch, dtype), max_detections=max_detections)
+    predictor = Predictor(_model(model, kind), device="cpu", dtype=getattr(torch, dtype), max_detections=max_detections)
     return detecting(predictor, _pictures(sample, size, step, batch))
 
 
-def torchvision_call(
-    model: str, sample: str, size: tuple[int, int] | None, step: int, max_detections: int, batch: int
+def peer_call(
+    model: str, kind: str, sample: str, size: tuple[int, int] | None, step: int, max_detections: int, batch: int
 ) -> Call | None:
-    """torchvision's model with the same weights; None where it is not installed."""
-    if optional("torchvision") is None:
+    """The peer's model with the same weights; None where it is not installed."""
+    theirs = peer(kind)
+    if theirs is None:
         return None
-    return twin_detecting(_twin(model, max_detections), _pictures(sample, size, step, batch))
-
-
-def detectron2_call(
-    model: str, sample: str, size: tuple[int, int] | None, step: int, max_detections: int, batch: int
-) -> Call | None:
-    """Detectron2's model with the same weights; None where it is not installed."""
-    if optional("detectron2") is None:
-        return None
-    source = _limited(model, max_detections)
-    return detectron2_detecting(detectron2_twin(source), source.config, _pictures(sample, size, step, batch))
-
-
-def _compiled_call(
-    model: str, sample: str, size: tuple[int, int] | None, step: int, max_detections: int, batch: int
-) -> Call:
-    """The same with its trunk through torch's compiler; a call that says so where that failed."""
-    make = partial(twin_detecting, pictures=_pictures(sample, size, step, batch))
-    bench = Bench(WallClock(), False, time.monotonic() + 2 * _COMPILING)
-    _, call = next(compiled_peers(_twin(model, max_detections), make, bench))
+    call: Call = theirs.detecting(_twin(theirs, model, kind, max_detections), _pictures(sample, size, step, batch))
     return call
 
 
-def _twin(model: str, max_detections: int) -> Any:
-    source = _limited(model, max_detections)
-    return torchvision_twin(optional("torchvision"), source, source.config)
+def _compiled_call(
+    model: str, kind: str, sample: str, size: tuple[int, int] | None, step: int, max_detections: int, batch: int
+) -> Call:
+    """The same with its trunk through torch's compiler; a call that says so where that failed."""
+    theirs = peer(kind)
+    make = partial(theirs.detecting, pictures=_pictures(sample, size, step, batch))
+    bench = Bench(WallClock(), False, time.monotonic() + 2 * _COMPILING)
+    _, call = next(compiled_peers(_twin(theirs, model, kind, max_detections), make, bench))
+    return call
 
 
-def _limited(model: str, max_detections: int) -> MaskRCNN:
-    source = _model(model)
+def _twin(theirs: Any, model: str, kind: str, max_detections: int) -> Any:
+    source = _model(model, kind)
     source.config = replace(source.config, detection=replace(source.config.detection, max_detections=max_detections))
-    return source
+    return theirs.twin(source)

@@ -19,8 +19,8 @@ from ..engine.model.mask_rcnn import MaskRCNN
 from ..engine.model.matching import ANCHORS, OBJECTS, PROPOSALS, draw
 from .comparison import Comparison, Planned, bounded
 from .harness import Row
-from .installed import optional
-from .networks import random_resnet, torchvision_twin
+from .networks import random_resnet
+from .peers import peer
 from .samples import photographs
 
 __all__ = [
@@ -162,12 +162,12 @@ def torchvision_step(
     memory_format: torch.memory_format = torch.contiguous_format,
 ) -> Step | None:
     """The same with torchvision's model; None where it is not installed."""
-    torchvision = optional("torchvision")
-    if torchvision is None:
+    theirs = peer("torchvision")
+    if theirs is None:
         return None
     (image, seeds, targets), source = _batch(case, device), _source(case)
     assert targets.masks is not None
-    twin: Any = torchvision_twin(torchvision, source, source.config).train().requires_grad_(True)
+    twin: Any = theirs.twin(source).train().requires_grad_(True)
     twin.transform._skip_resize = True
     same_samples(twin, LossConfig.TORCHVISION, seeds, [OBJECTS_EACH] * case.batch)
     twin = twin.to(device, memory_format=memory_format)

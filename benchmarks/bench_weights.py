@@ -1,14 +1,14 @@
 """Anyone's weights end to end: from decoded pictures to boolean masks on the host, in every program that runs them.
 
-torchvision or Detectron2 runs beside them where the weights mean in its architecture what they mean here; torchvision
-gets its float tensors ready made, on the device. All find the same objects before any of them is timed, by what float32
-found where the precision is lower. The first call and, on a CPU, the memory are measured in a process for each, except
-of what is compiled, whose first call takes minutes. What cannot take part is a row too, which says why.
+torchvision, Detectron2 or MMDetection runs beside them where the weights mean in its architecture what they mean here;
+torchvision gets its float tensors ready made, on the device. All find the same objects before any of them is timed, by
+what float32 found where the precision is lower. The first call and, on a CPU, the memory are measured in a process for
+each, except of what is compiled, whose first call takes minutes. What cannot take part is a row too, which says why.
 """
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -21,22 +21,19 @@ from numpy.typing import NDArray
 
 from ..engine.inference.predictor import Predictor
 from ..engine.model.checkpoints import load_model
-from ..engine.model.config import MaskRCNNConfig, MobileNetV2Config
 from ..engine.model.mask_rcnn import MaskRCNN
-from ..engine.model.presets import torchvision_v1
 from .compiling import compiled_peers, time_limit
-from .detectron2_peer import detectron2_detecting, detectron2_twin, unlike_detectron2
 from .device import Bench, precision
 from .fresh import in_its_own_process
 from .harness import Call, Row, WallClock, compare
 from .installed import optional
 from .matching import AUTOCAST, BFLOAT16, EXACT, FLOAT16, INT8, Found, Tolerance, disagreement, nearness
-from .networks import torchvision_twin, twin_detecting
+from .peers import PEERS, peer
 from .runtimes import detecting, open_runtime
 from .samples import photographs
 from .usage import usage
 
-__all__ = ["BACKENDS", "Work", "run", "unlike_torchvision"]
+__all__ = ["BACKENDS", "Work", "run"]
 
 BACKENDS = ("torch", "compiled", "onnxruntime", "openvino")
 _OURS = {"torch": "trimask", **{name: f"trimask, {name}" for name in BACKENDS[1:]}}
@@ -150,7 +147,7 @@ def _rows(
     clock = WallClock(torch.device(work.where).type)
     dtypes = dict.fromkeys(programs, work.dtype)
     if work.on_cpu:  # in lower precision peers run by autocast on a GPU alone
-        dtypes |= dict.fromkeys(("torchvision", "Detectron2", _COMPILED_PEER), "float32")
+        dtypes |= dict.fromkeys((*PEERS, _COMPILED_PEER), "float32")
     expected = standard(pictures)() if standard else None
     rows = compare(
         "models",
@@ -222,16 +219,16 @@ def _programs(work: Work, folder: Path, say: Say) -> tuple[_Programs, Make | Non
         if work.options:
             raise ValueError(f"{work.weights}: expected no {', '.join(work.options)}, which the export has fixed")
         no_torch = "an exported file, which torch does not read"
-        found: _Programs = {"torchvision": no_torch, "Detectron2": no_torch}
+        found: _Programs = dict.fromkeys(PEERS, no_torch)
         found |= {_OURS[name]: no_torch for name in work.backends if name in ("torch", "compiled")}
         return found | _exported(work, Path(work.weights)), None
     say(f"loading {work.weights}")
     source = load_model(work.weights, **work.options)
-    found = {"torchvision": _torchvision(work, source, compiled=False), "Detectron2": _detectron2(work, source)}
+    found = {name: _peer(work, source, name) for name in PEERS}
     if "torch" in work.backends:
         found[_OURS["torch"]] = _Program(partial(detecting, _predictor(work, source)), _alone("trimask_call", work))
     if "compiled" in work.backends:
-        found[_COMPILED_PEER] = _torchvision(work, source, compiled=True)
+        found[_COMPILED_PEER] = _peer(work, source, "torchvision", compiled=True)
         found[_OURS["compiled"]] = "not measured: a quick run compiles nothing"
         if not work.quick:
             found[_OURS["compiled"]] = _Program(partial(_compiled, _predictor(work, source)))
@@ -247,8 +244,8 @@ def _predictor(work: Work, source: MaskRCNN) -> Predictor:
     return Predictor(source, device=work.where, dtype=getattr(torch, work.dtype))
 
 
-def _alone(maker: str, work: Work) -> tuple[Any, ...]:
-    return f"bench_weights.{maker}", work.weights, work.where, work.dtype, dict(work.options)
+def _alone(maker: str, work: Work, *first: str) -> tuple[Any, ...]:
+    return f"bench_weights.{maker}", *first, work.weights, work.where, work.dtype, dict(work.options)
 
 
 def trimask_call(
@@ -266,7 +263,8 @@ def trimask_call(
     return detecting(predictor, photographs((size[0], size[1]), batch, pictures))
 
 
-def torchvision_call(
+def peer_call(
+    name: str,
     weights: str,
     device: str,
     dtype: str,
@@ -275,24 +273,8 @@ def torchvision_call(
     batch: int,
     pictures: Sequence[str],
 ) -> Call:
-    """torchvision's model by itself, for `fresh`."""
-    work, source = Work(weights, device=device, dtype=dtype), load_model(weights, **options)
-    twin = torchvision_twin(optional("torchvision"), source, source.config).to(device)
-    return _their_call(work, twin, photographs((size[0], size[1]), batch, pictures))
-
-
-def detectron2_call(
-    weights: str,
-    device: str,
-    dtype: str,
-    options: Mapping[str, Any],
-    size: Sequence[int],
-    batch: int,
-    pictures: Sequence[str],
-) -> Call:
-    """Detectron2's model by itself, for `fresh`."""
-    work, source = Work(weights, device=device, dtype=dtype), load_model(weights, **options)
-    program = _detectron2(work, source)
+    """A peer's model by itself, for `fresh`."""
+    program = _peer(Work(weights, device=device, dtype=dtype), load_model(weights, **options), name)
     assert isinstance(program, _Program)
     return program.make(photographs((size[0], size[1]), batch, pictures))
 
@@ -314,71 +296,28 @@ def _compiled(predictor: Predictor, pictures: Sequence[Picture]) -> Call:
     return call
 
 
-def unlike_torchvision(config: MaskRCNNConfig) -> str:
-    """The parts of a config that torchvision's models have otherwise, in words; "" where it can run the weights."""
-    v1 = torchvision_v1(config.class_names, config.category_ids)
-    resize, rpn, limits = config.input.resize, config.rpn, config.detection
-    twin = replace(
-        config,
-        input=replace(
-            v1.input, resize=replace(v1.input.resize, min_size=resize.min_size, max_size=resize.max_size)
-        ),
-        anchors=replace(v1.anchors, sizes=config.anchors.sizes, aspect_ratios=config.anchors.aspect_ratios),
-        rpn=replace(v1.rpn, pre_nms=rpn.pre_nms, post_nms=rpn.post_nms),
-        pool=v1.pool,
-        detection=replace(
-            v1.detection, score_threshold=limits.score_threshold, max_detections=limits.max_detections
-        ),
-        paste=v1.paste,
-    )  # fmt: skip
-    unlike = [one.name for one in fields(config) if getattr(config, one.name) != getattr(twin, one.name)]
-    if not isinstance(config.backbone, MobileNetV2Config):
-        unlike += ["anchors"] * (twin.anchors != v1.anchors) + ["backbone"] * config.backbone.stride_in_1x1
-    if config.mask_head is None:
-        unlike.append("mask_head")
-    return ", ".join(dict.fromkeys(unlike))
-
-
-def _torchvision(work: Work, source: MaskRCNN, compiled: bool) -> _Program | str:
-    torchvision = optional("torchvision")
-    if torchvision is None:
+def _peer(work: Work, source: MaskRCNN, name: str, compiled: bool = False) -> _Program | str:
+    theirs = peer(name)
+    if theirs is None:
         return "not installed"
-    if unlike := unlike_torchvision(source.config):
+    if unlike := theirs.unlike(source.config):
         return f"has no such model: {unlike} of another kind"
     if compiled and work.quick:
         return "not measured: a quick run compiles nothing"
     try:
-        twin: Any = torchvision_twin(torchvision, source, source.config)
+        twin: Any = theirs.twin(source)
     except (ValueError, RuntimeError, StopIteration, AssertionError) as error:
         return f"has no such model: {error}"[:300]
-    twin.to(work.where)
-    if compiled:
-        return _Program(partial(_compiled_peer, work, twin))
-    return _Program(partial(_their_call, work, twin), _alone("torchvision_call", work))
+    lower = None if work.dtype == "float32" or work.on_cpu else getattr(torch, work.dtype)  # by autocast on a GPU alone
+    make = partial(theirs.detecting, twin.to(work.where), device=work.where, autocast=lower)
+    return (
+        _Program(partial(_compiled_peer, twin, make)) if compiled else _Program(make, _alone("peer_call", work, name))
+    )
 
 
-def _detectron2(work: Work, source: MaskRCNN) -> _Program | str:
-    if optional("detectron2") is None:
-        return "not installed"
-    if unlike := unlike_detectron2(source.config):
-        return f"has no such model: {unlike} of another kind"
-    twin = detectron2_twin(source).to(work.where)
-    make = partial(detectron2_detecting, twin, source.config, device=work.where, autocast=_autocast(work))
-    return _Program(make, _alone("detectron2_call", work))
-
-
-def _their_call(work: Work, twin: Any, pictures: Sequence[Picture]) -> Call:
-    return twin_detecting(twin, pictures, work.where, _autocast(work))
-
-
-def _autocast(work: Work) -> torch.dtype | None:
-    """What peers in lower precision compute in; on a CPU they don't."""
-    return None if work.dtype == "float32" or work.on_cpu else getattr(torch, work.dtype)
-
-
-def _compiled_peer(work: Work, twin: Any, pictures: Sequence[Picture]) -> Call:
+def _compiled_peer(twin: Any, make: Callable[..., Call], pictures: Sequence[Picture]) -> Call:
     bench = Bench(WallClock(), False, time.monotonic() + 2 * _COMPILING)
-    _, call = next(compiled_peers(twin, lambda peer: _their_call(work, peer, pictures), bench))
+    _, call = next(compiled_peers(twin, make, bench))
     return call
 
 

@@ -29,7 +29,8 @@ from .device import Bench, precision
 from .harness import Row
 from .installed import optional
 from .matching import AUTOCAST, BFLOAT16, EXACT, FLOAT16, Found, Tolerance, disagreement, summary
-from .networks import random_resnet, torchvision_twin, without_masks
+from .networks import random_resnet, without_masks
+from .peers import peer
 from .samples import photographs
 from .usage import usage
 
@@ -152,8 +153,7 @@ def _lean(depth: int, masks: bool, limits: tuple[int, int], device: str, dtype: 
 
 @cache
 def _twin(depth: int, masks: bool, limits: tuple[int, int], device: str) -> Any:
-    source = _network(depth, True, limits)
-    model: Any = torchvision_twin(torchvision, source, source.config)
+    model: Any = peer("torchvision").twin(_network(depth, True, limits))
     if not masks:
         heads = model.roi_heads
         heads.mask_roi_pool = heads.mask_head = heads.mask_predictor = None

@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torchvision
 
 from trimask.benchmarks.bench_training import TERMS
-from trimask.benchmarks.networks import torchvision_twin
+from trimask.benchmarks.peers import torchvision as torchvision_peer
 from trimask.engine.inference.predictor import Predictor
 from trimask.engine.model import presets
 from trimask.engine.model.checkpoints import load_model
@@ -53,7 +52,7 @@ def ours(begun: Start, data: CocoDataset, config: TrainConfig, out: Path) -> Mas
 
 
 def theirs(begun: Start, data: CocoDataset, config: TrainConfig, out: Path) -> MaskRCNN:
-    twin: Any = torchvision_twin(torchvision, begun.model, begun.model.config).train().requires_grad_(True)
+    twin: Any = torchvision_peer.twin(begun.model).train().requires_grad_(True)
     twin.transform._skip_resize = True
     optimizer = make_optimizer(twin, config)
     batches = loader(data, Augment(AUGMENT, begun.model.config.input), batch_size=config.batch, seed=config.seed)

@@ -16,19 +16,21 @@ import pytest
 import torch
 
 from trimask.benchmarks import bench_weights, harness, machine, measuring, runtimes, tables
-from trimask.benchmarks.bench_weights import Work, unlike_torchvision
+from trimask.benchmarks.bench_weights import Work
 from trimask.benchmarks.changes import judge
-from trimask.benchmarks.detectron2_peer import unlike_detectron2
 from trimask.benchmarks.fresh import in_its_own_process
 from trimask.benchmarks.harness import Row, Samplers, compare
 from trimask.benchmarks.matching import Found
-from trimask.benchmarks.networks import random_detectron2
+from trimask.benchmarks.networks import random_detectron2, random_mmdetection
+from trimask.benchmarks.peers import detectron2 as detectron2_peer
+from trimask.benchmarks.peers import mmdetection as mmdetection_peer
+from trimask.benchmarks.peers import torchvision as torchvision_peer
 from trimask.benchmarks.results import Results, read_results, write_json
 from trimask.cli import main
 from trimask.engine.model.checkpoints import load_model
 from trimask.engine.model.config import ResNetConfig
 from trimask.engine.model.mask_rcnn import MaskRCNN
-from trimask.engine.model.presets import detectron2, torchvision_v1
+from trimask.engine.model.presets import detectron2, mmdet, torchvision_v1
 from trimask.kernels.paste_rule import PasteRule
 
 PATH = os.pathsep.join(filter(None, sys.path))  # where the package is, also for another process
@@ -320,13 +322,14 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("small")
 def test_programs_that_are_missing_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench_weights, "optional", lambda name: None)
+    monkeypatch.setattr(bench_weights, "peer", lambda name: None)
     monkeypatch.setattr(bench_weights, "_export", lambda *_: "not exported: no onnx")
     (rows,) = bench_weights.run(Work(sizes=((96, 128),), device="cpu", quick=True), lambda text: None)
     notes = {row.implementation: row.note for row in rows}
     assert notes == {
         "torchvision": "not installed",
         "Detectron2": "not installed",
+        "MMDetection": "not installed",
         "trimask": "nothing to compare with",
         "torchvision, backbone compiled": "not installed",
         "trimask, compiled": "not measured: a quick run compiles nothing",
@@ -342,8 +345,8 @@ def test_the_bundled_model_beside_torchvision(monkeypatch: pytest.MonkeyPatch) -
     pytest.importorskip("torchvision")
     work = Work(sizes=((128, 160),), batches=(2,), device="cpu", backends=("torch",), quick=True)
     (rows,) = bench_weights.run(work, lambda text: None)
-    absent = rows.pop(1)
-    assert (absent.implementation, absent.p50_ms) == ("Detectron2", None)
+    absent = [rows.pop(1), rows.pop(1)]
+    assert [(row.implementation, row.p50_ms) for row in absent] == [("Detectron2", None), ("MMDetection", None)]
     assert [row.implementation for row in rows] == ["torchvision", "trimask"]
     assert all(row.correct and row.ratio_to_torchvision for row in rows), rows
     assert all((row.first_ms, row.peak_bytes) == (7.0, 8) for row in rows)
@@ -355,8 +358,8 @@ def test_the_bundled_model_beside_torchvision(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(bench_weights, "detecting", moved)
     (rows,) = bench_weights.run(work, lambda text: None)
-    assert [row.correct for row in rows] == [True, None, False]
-    assert rows[2].p50_ms is None
+    assert [row.correct for row in rows] == [True, None, None, False]
+    assert rows[3].p50_ms is None
 
 
 def test_each_program_has_its_first_call_and_memory_in_a_process_of_its_own() -> None:
@@ -387,7 +390,7 @@ def test_lower_precision_on_a_cpu_is_beside_float32() -> None:
     work = Work(sizes=((96, 128),), device="cpu", dtype="bfloat16", backends=("torch",), quick=True)
     (rows,) = bench_weights.run(work, lambda text: None)
     dtypes = {row.implementation: row.dtype for row in rows}
-    assert dtypes == {"torchvision": "float32", "Detectron2": "float32", "trimask": "bfloat16"}
+    assert dtypes == {**dict.fromkeys(("torchvision", "Detectron2", "MMDetection"), "float32"), "trimask": "bfloat16"}
 
 
 def test_an_exported_file_says_why_torch_takes_no_part() -> None:
@@ -402,34 +405,47 @@ def test_an_exported_file_says_why_torch_takes_no_part() -> None:
 
 def test_torchvision_runs_what_means_the_same_there() -> None:
     v1 = torchvision_v1(("a",), (1,))
-    assert unlike_torchvision(load_model("people").config) == unlike_torchvision(v1) == ""
-    assert unlike_torchvision(replace(v1, mask_head=None)) == "mask_head"
-    assert unlike_torchvision(replace(v1, anchors=replace(v1.anchors, aspect_ratios=(1.0,)))) == "anchors"
-    assert "paste" in unlike_torchvision(detectron2(("a",), (1,)))
+    assert torchvision_peer.unlike(load_model("people").config) == torchvision_peer.unlike(v1) == ""
+    assert torchvision_peer.unlike(replace(v1, mask_head=None)) == "mask_head"
+    assert torchvision_peer.unlike(replace(v1, anchors=replace(v1.anchors, aspect_ratios=(1.0,)))) == "anchors"
+    assert "paste" in torchvision_peer.unlike(detectron2(("a",), (1,)))
 
 
 def test_detectron2_runs_what_means_the_same_there() -> None:
     config = detectron2(("a",), (1,))
     few = replace(config, rpn=replace(config.rpn, post_nms=50), detection=replace(config.detection, max_detections=5))
-    assert unlike_detectron2(config) == unlike_detectron2(few) == ""
-    assert unlike_detectron2(replace(config, paste=PasteRule.TORCHVISION)) == "paste"
-    assert unlike_detectron2(replace(config, pool=replace(config.pool, sampling_ratio=2))) == "pool"
-    assert unlike_detectron2(replace(config, backbone=ResNetConfig((1, 1, 1, 1)))) == "backbone"
-    assert "backbone" in unlike_detectron2(load_model("people").config)
-    assert "anchors" in unlike_detectron2(torchvision_v1(("a",), (1,)))
+    assert detectron2_peer.unlike(config) == detectron2_peer.unlike(few) == ""
+    assert detectron2_peer.unlike(replace(config, paste=PasteRule.TORCHVISION)) == "paste"
+    assert detectron2_peer.unlike(replace(config, pool=replace(config.pool, sampling_ratio=2))) == "pool"
+    assert detectron2_peer.unlike(replace(config, backbone=ResNetConfig((1, 1, 1, 1)))) == "backbone"
+    assert "backbone" in detectron2_peer.unlike(load_model("people").config)
+    assert "anchors" in detectron2_peer.unlike(torchvision_v1(("a",), (1,)))
+
+
+def test_mmdetection_runs_what_means_the_same_there() -> None:
+    config = mmdet(("a",), (1,))
+    caffe = replace(config.input, std=(1.0, 1.0, 1.0))
+    assert mmdetection_peer.unlike(config) == mmdetection_peer.unlike(replace(config, input=caffe)) == ""
+    assert mmdetection_peer.unlike(detectron2(("a",), (1,))) == "input, pool"
+    two = replace(config.anchors, sizes=((32.0, 64.0),) * 5)
+    assert mmdetection_peer.unlike(replace(config, anchors=two)) == "anchors"
+
+
+PEER_WEIGHTS = {"Detectron2": ("detectron2", random_detectron2), "MMDetection": ("mmdet", random_mmdetection)}
 
 
 @pytest.mark.usefixtures("small")
-def test_weights_of_detectron2_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("detectron2")
-    source = random_detectron2()
+@pytest.mark.parametrize("name", PEER_WEIGHTS)
+def test_weights_of_another_peer_beside_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    package, network = PEER_WEIGHTS[name]
+    pytest.importorskip(package)
+    source = network()
     monkeypatch.setattr(bench_weights, "load_model", lambda *_, **__: source)
     work = Work(sizes=((96, 128),), device="cpu", backends=("torch",), quick=True)
     (rows,) = bench_weights.run(work, lambda text: None)
-    notes = {row.implementation: row.note for row in rows}
-    assert "of another kind" in notes["torchvision"]
-    assert all(row.correct and row.p50_ms for row in rows[1:]), rows
-    assert [row.implementation for row in rows[1:]] == ["Detectron2", "trimask"]
+    found = {row.implementation: row for row in rows}
+    assert "of another kind" in found["torchvision"].note
+    assert all(found[one].correct and found[one].p50_ms for one in (name, "trimask")), rows
 
 
 def test_where_nothing_is_found_nothing_differs() -> None:

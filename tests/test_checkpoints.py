@@ -359,6 +359,19 @@ def test_style_of_mmdet(style: Any, flipped: bool, tmp_path: Path) -> None:
     assert any("style" in text for text in report.notes) == (style is None)
 
 
+@pytest.mark.parametrize(("width", "style", "flipped"), [(8, None, True), (8, "pytorch", False), (4, None, False)])
+def test_resnext_of_mmdet(width: int, style: Any, flipped: bool, tmp_path: Path) -> None:
+    """Of Detectron2's trunk MMDetection kept the order of channels; its own 32x4d are of pytorch style."""
+    state = zeros("mmdet", replace(R50, channels=256, width=1024, groups=32, group_width=width))
+    stem = state["backbone.conv1.weight"] = torch.randn(64, 3, 7, 7)
+    path = write(tmp_path / "m.pth", "mmdet", state)
+    model, report = load_model(path, style=style), inspect(path, style=style)
+    assert torch.equal(model.backbone.stem.conv.weight, stem.flip(1) if flipped else stem)
+    trunk = ResNetConfig(groups=32, group_width=width)
+    assert model.config == replace(presets.mmdet(report.classes, (1, 2, 3)), backbone=trunk)
+    assert any("BGR" in text for text in report.notes) == flipped
+
+
 def test_classes_come_from_options_then_the_file_then_coco_then_numbers(tmp_path: Path) -> None:
     path = tmp_path / "m.pth"
     state = whole(zeros("mmdet", SMALL))

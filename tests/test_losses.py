@@ -20,7 +20,7 @@ from pretence import GPU, NoWaiting, WaitsError, replace_tensors
 from tolerances import HALF_LOSS, LOSS, NO_GRADIENT, STEPS
 from trimask import MaskRCNN, MaskRCNNConfig
 from trimask.benchmarks.bench_training import TERMS, same_samples
-from trimask.benchmarks.networks import torchvision_twin
+from trimask.benchmarks.peers import torchvision as torchvision_peer
 from trimask.engine.model import boxes as B
 from trimask.engine.model.anchors import Anchors
 from trimask.engine.model.checkpoints import family, load_model
@@ -165,9 +165,9 @@ SAMPLED = replace(LossConfig.TORCHVISION, pre_nms=100, post_nms=60, **DRAWN)
 
 def torchvision_pair(size: tuple[int, int], config: LossConfig, dtype: torch.dtype) -> tuple[MaskRCNN, Any, Tensor]:
     """The bundled model, torchvision's with the same weights and samples, and the seeds of two pictures."""
-    torchvision = pytest.importorskip("torchvision")
+    pytest.importorskip("torchvision")
     model = load_model("people")
-    twin = torchvision_twin(torchvision, model, model.config).train().to(dtype).requires_grad_(True)
+    twin = torchvision_peer.twin(model).train().to(dtype).requires_grad_(True)
     twin.transform._skip_resize = True
     seeds = torch.tensor([5, 6])
     same_samples(twin, config, seeds, COUNTS)

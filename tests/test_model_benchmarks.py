@@ -17,6 +17,7 @@ from trimask.benchmarks.device import Bench, precision
 from trimask.benchmarks.harness import Row, WallClock
 from trimask.benchmarks.installed import optional
 from trimask.benchmarks.matching import BFLOAT16, Found, disagreement, summary
+from trimask.benchmarks.peers import PEERS, peer
 
 BENCH = Bench(WallClock(), quick=True)
 
@@ -202,8 +203,6 @@ def test_photographs_are_as_many_and_as_large_as_wanted(monkeypatch: pytest.Monk
 
 
 def _without(modules: list[str], name: str) -> Any:
-    from trimask.benchmarks.installed import optional
-
     return None if name in modules else optional(name)
 
 
@@ -223,7 +222,7 @@ def test_the_quick_models_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("skimage")
     pytest.importorskip("torchvision")
     monkeypatch.setattr(bench_models, "in_its_own_process", lambda *_, **__: {"first_ms": 7.0, "peak_bytes": 8})
-    ((*rows, gpu, detectron2, compiled),) = bench_models.run(1, quick=True)
+    ((*rows, gpu, one, other, compiled),) = bench_models.run(1, quick=True)
     assert [row.implementation for row in rows][:2] == ["torchvision", "trimask"]
     assert all(row.correct and row.p50_ms for row in rows), rows
     assert all((row.first_ms, row.peak_bytes) == (7.0, 8) for row in rows)
@@ -232,23 +231,24 @@ def test_the_quick_models_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
         assert (row.implementation, row.dtype) == ("trimask, bfloat16", "bfloat16")
         assert "from float32's" in row.note
         assert row.ratio_low is not None  # in the same rounds as torchvision's
-    assert [gpu.note, detectron2.implementation] == ["needs a GPU", "Detectron2"]
-    assert (detectron2.note == "not installed") == (optional("detectron2") is None)
+    assert [gpu.note, {one.implementation, other.implementation}] == ["needs a GPU", {"Detectron2", "MMDetection"}]
+    for row in (one, other):
+        assert (row.note == "not installed") == (peer(row.implementation) is None)
     assert (compiled.implementation, compiled.p50_ms) == ("torchvision, backbone compiled", None)
     json.dumps([row.__dict__ for row in rows])
 
 
 def test_each_case_has_one_peer_with_the_same_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("trimask_call", "torchvision_call", "detectron2_call", "_compiled_call"):
+    for name in ("trimask_call", "peer_call", "_compiled_call"):
         monkeypatch.setattr(bench_models, name, lambda *_: list)
-    monkeypatch.setattr(bench_models, "optional", lambda module: object())
-    peers = {}
+    monkeypatch.setattr(bench_models, "peer", lambda name: object())
+    peers = set()
     for case in bench_models.CASES:
         one = bench_models.comparison(case)
-        (other,) = {"torchvision", "Detectron2"} - {next(iter(one.implementations))}
-        assert one.absent[other] == "left out: other weights"
-        peers[case.model] = next(iter(one.implementations))
-    assert peers == {"people": "torchvision", "50": "torchvision", "detectron2-50": "Detectron2", "101": "torchvision"}
+        first = next(iter(one.implementations))
+        assert all(one.absent[other] == "left out: other weights" for other in PEERS.keys() - {first})
+        peers.add((case.model, first))
+    assert peers == {("people", "torchvision"), ("101", "torchvision"), *(("50", name) for name in PEERS)}
 
 
 def test_wrong_boxes_on_a_cpu_are_called_wrong(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,8 @@
 
 Checkpoints are ``{"state_dict", "meta"}``, with the names of the classes in ``meta``. The classes end with the
 background. Tensors do not say whether the trunk is of "pytorch" style (RGB, stride in the 3x3) or "caffe" style (BGR,
-no deviation, stride in the 1x1): the option ``style`` does.
+no deviation, stride in the 1x1): the option ``style`` does. ResNeXt-101-32x8d, which MMDetection has from Detectron2, is
+of neither: BGR, with the deviation, stride in the 3x3.
 """
 
 from collections.abc import Iterable, Mapping
@@ -49,8 +50,13 @@ def _conventions(
     config = presets.mmdet(names, ids)
     if options.style == "caffe":
         return Conventions(with_style(config, config.input.mean, (1.0, 1.0, 1.0), stride_in_1x1=True), bgr=True)
-    note = "the trunk is taken to be of pytorch style; else give style='caffe'"
-    return Conventions(config, notes=() if options.style else (note,))
+    if options.style == "pytorch":
+        return Conventions(config)
+    grouped = state.get("backbone.layer1.0.conv2.weight")
+    if grouped is not None and grouped.shape[:2] == (256, 8):
+        note = "input is taken to be BGR, as of MMDetection's ResNeXt-101-32x8d; else give style='pytorch'"
+        return Conventions(config, bgr=True, notes=(note,))
+    return Conventions(config, notes=("the trunk is taken to be of pytorch style; else give style='caffe'",))
 
 
 MMDET = Family(

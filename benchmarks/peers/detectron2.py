@@ -4,54 +4,39 @@ Of its package the Python part is enough: RoIAlign and suppression are torchvisi
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..engine.model.checkpoints import family
-from ..engine.model.checkpoints.detectron2 import DETECTRON2
-from ..engine.model.config import MaskRCNNConfig, ResNetConfig
-from ..engine.model.mask_rcnn import MaskRCNN
-from ..engine.model.presets import detectron2
-from .installed import optional
-from .matching import Found
+from ...engine.model import presets
+from ...engine.model.checkpoints import family
+from ...engine.model.checkpoints.detectron2 import DETECTRON2
+from ...engine.model.config import MaskRCNNConfig, ResNetConfig
+from ...engine.model.mask_rcnn import MaskRCNN
+from ..installed import optional
+from ..matching import Found
+from .likeness import unlike_preset
 
-__all__ = ["detectron2_detecting", "detectron2_twin", "unlike_detectron2"]
+__all__ = ["detecting", "twin", "unlike"]
 
 _DEPTHS = {(3, 4, 6, 3): 50, (3, 4, 23, 3): 101, (3, 8, 36, 3): 152}
 
 
-def unlike_detectron2(config: MaskRCNNConfig) -> str:
+def unlike(config: MaskRCNNConfig) -> str:
     """The parts of a config that Detectron2's models have otherwise, in words; "" where it can run the weights."""
-    base = detectron2(config.class_names, config.category_ids)
-    resize, rpn, limits = config.input.resize, config.rpn, config.detection
-    twin = replace(
-        base,
-        input=replace(
-            config.input, resize=replace(base.input.resize, min_size=resize.min_size, max_size=resize.max_size)
-        ),
-        backbone=config.backbone,
-        anchors=replace(base.anchors, sizes=config.anchors.sizes, aspect_ratios=config.anchors.aspect_ratios),
-        rpn=replace(base.rpn, pre_nms=rpn.pre_nms, post_nms=rpn.post_nms, nms_threshold=rpn.nms_threshold),
-        detection=replace(
-            base.detection,
-            score_threshold=limits.score_threshold,
-            nms_threshold=limits.nms_threshold,
-            max_detections=limits.max_detections,
-        ),
-    )
-    unlike = [one.name for one in fields(config) if getattr(config, one.name) != getattr(twin, one.name)]
-    trunk = config.backbone
+    parts, trunk = unlike_preset(config, presets.detectron2(config.class_names, config.category_ids)), config.backbone
     if not isinstance(trunk, ResNetConfig) or trunk.blocks not in _DEPTHS or not trunk.bottleneck:
-        unlike.append("backbone")
-    return ", ".join(unlike)
+        parts.append("backbone")
+    return ", ".join(parts)
 
 
-def detectron2_twin(source: MaskRCNN) -> torch.nn.Module:
-    """Detectron2's model with the weights and the config of ``source``, in which nothing may be `unlike_detectron2`."""
+def twin(source: MaskRCNN) -> torch.nn.Module:
+    """Detectron2's model with the weights and the config of ``source``, in which nothing may be `unlike`.
+
+    What resizes its pictures is its attribute ``shortest_edge``.
+    """
     config, trunk = source.config, source.config.backbone
     assert isinstance(trunk, ResNetConfig)
     settings = optional("detectron2.config").get_cfg()
@@ -77,32 +62,31 @@ def detectron2_twin(source: MaskRCNN) -> torch.nn.Module:
     model.ROI_MASK_HEAD.NAME, model.ROI_MASK_HEAD.NUM_CONV = "MaskRCNNConvUpsampleHead", 4
     model.ROI_MASK_HEAD.POOLER_RESOLUTION = 14
     settings.TEST.DETECTIONS_PER_IMAGE = config.detection.max_detections
-    twin: torch.nn.Module = optional("detectron2.modeling").build_model(settings)
-    twin.load_state_dict(family.export(DETECTRON2, source, bgr=True))
-    return twin.eval()
+    made: Any = optional("detectron2.modeling").build_model(settings)
+    made.load_state_dict(family.export(DETECTRON2, source, bgr=True))
+    resize = config.input.resize
+    made.shortest_edge = optional("detectron2.data.transforms").ResizeShortestEdge(
+        [resize.min_size] * 2, resize.max_size
+    )
+    ready: torch.nn.Module = made.eval()
+    return ready
 
 
-def detectron2_detecting(
-    twin: Any,
-    config: MaskRCNNConfig,
-    pictures: Sequence[NDArray[np.uint8]],
-    device: str = "cpu",
-    autocast: torch.dtype | None = None,
+def detecting(
+    twin: Any, pictures: Sequence[NDArray[np.uint8]], device: str = "cpu", autocast: torch.dtype | None = None
 ) -> Callable[[], list[Found]]:
     """A call of Detectron2's model on RGB pictures, resized as its `DefaultPredictor` does.
 
     Args:
         autocast: lower precision, of what autocast lowers.
     """
-    resize = config.input.resize
-    shortest = optional("detectron2.data.transforms").ResizeShortestEdge([resize.min_size] * 2, resize.max_size)
 
     @torch.inference_mode()
     def call() -> list[Found]:
         inputs = []
         for picture in pictures:
             bgr = picture[:, :, ::-1]
-            resized = shortest.get_transform(bgr).apply_image(bgr)
+            resized = twin.shortest_edge.get_transform(bgr).apply_image(bgr)
             image = torch.from_numpy(resized.astype(np.float32).transpose(2, 0, 1).copy()).to(device)
             inputs.append({"image": image, "height": picture.shape[0], "width": picture.shape[1]})
         with torch.autocast(torch.device(device).type, autocast, enabled=autocast is not None):

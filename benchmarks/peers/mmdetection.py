@@ -1,0 +1,100 @@
+"""MMDetection's own model with the same weights. Of mmcv it needs the compiled ops."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ...engine.model import presets
+from ...engine.model.checkpoints import family
+from ...engine.model.checkpoints.mmdet import MMDET
+from ...engine.model.config import MaskRCNNConfig, ResNetConfig
+from ...engine.model.mask_rcnn import MaskRCNN
+from ..installed import optional
+from ..matching import Found
+from .likeness import unlike_preset
+
+__all__ = ["detecting", "twin", "unlike"]
+
+_CONFIG = ".mim/configs/mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py"  # beside the package's code
+_DEPTHS = {(3, 4, 6, 3): 50, (3, 4, 23, 3): 101, (3, 8, 36, 3): 152}
+
+
+def unlike(config: MaskRCNNConfig) -> str:
+    """The parts of a config that MMDetection's models have otherwise, in words; "" where it can run the weights."""
+    parts, trunk = unlike_preset(config, presets.mmdet(config.class_names, config.category_ids)), config.backbone
+    if not isinstance(trunk, ResNetConfig) or trunk.blocks not in _DEPTHS or not trunk.bottleneck:
+        parts.append("backbone")
+    if any(len(sizes) != 1 for sizes in config.anchors.sizes):
+        parts.append("anchors")
+    return ", ".join(parts)
+
+
+def twin(source: MaskRCNN) -> torch.nn.Module:
+    """MMDetection's model with the weights and the config of ``source``, in which nothing may be `unlike`.
+
+    Its test pipeline, which reads and resizes a picture, is its attribute ``pipeline``.
+    """
+    config, trunk = source.config, source.config.backbone
+    assert isinstance(trunk, ResNetConfig)
+    optional("mmdet.utils").register_all_modules(init_default_scope=True)
+    folder = Path(optional("mmdet").__file__).parent
+    settings = optional("mmengine.config").Config.fromfile(folder / _CONFIG)
+    model, limits = settings.model, config.detection
+    model.data_preprocessor.update(mean=list(config.input.mean), std=list(config.input.std))
+    model.backbone.update(depth=_DEPTHS[trunk.blocks], style="caffe" if trunk.stride_in_1x1 else "pytorch")
+    model.backbone.init_cfg = None
+    if trunk.groups > 1:
+        model.backbone.update(type="ResNeXt", groups=trunk.groups, base_width=trunk.group_width)
+    model.rpn_head.anchor_generator.update(
+        base_sizes=[size for (size,) in config.anchors.sizes], scales=[1.0], ratios=list(config.anchors.aspect_ratios)
+    )
+    model.roi_head.bbox_head.num_classes = model.roi_head.mask_head.num_classes = config.num_classes
+    proposals, detections = model.test_cfg.rpn, model.test_cfg.rcnn
+    proposals.update(nms_pre=config.rpn.pre_nms, max_per_img=config.rpn.post_nms)
+    proposals.nms.iou_threshold = config.rpn.nms_threshold
+    detections.update(score_thr=limits.score_threshold, max_per_img=limits.max_detections)
+    detections.nms.iou_threshold = limits.nms_threshold
+    made: Any = optional("mmdet.registry").MODELS.build(model)
+    made.load_state_dict(family.export(MMDET, source))
+    resize = config.input.resize
+    made.pipeline = optional("mmcv.transforms").Compose(
+        [
+            {"type": "mmdet.LoadImageFromNDArray"},
+            {"type": "mmdet.Resize", "scale": (resize.max_size, resize.min_size), "keep_ratio": True},
+            {"type": "mmdet.PackDetInputs", "meta_keys": ("ori_shape", "img_shape", "scale_factor")},
+        ]
+    )
+    ready: torch.nn.Module = made.eval()
+    return ready
+
+
+def detecting(
+    twin: Any, pictures: Sequence[NDArray[np.uint8]], device: str = "cpu", autocast: torch.dtype | None = None
+) -> Callable[[], list[Found]]:
+    """A call of MMDetection's model on RGB pictures, resized by its own test pipeline.
+
+    Args:
+        autocast: lower precision, of what autocast lowers.
+    """
+
+    @torch.inference_mode()
+    def call() -> list[Found]:
+        packed = [twin.pipeline({"img": np.ascontiguousarray(picture[:, :, ::-1])}) for picture in pictures]
+        batch = {key: [one[key] for one in packed] for key in ("inputs", "data_samples")}
+        with torch.autocast(torch.device(device).type, autocast, enabled=autocast is not None):
+            found = [one.pred_instances.cpu() for one in twin.test_step(batch)]
+        return [
+            Found(
+                one.bboxes.float().numpy(),
+                one.scores.float().numpy(),
+                one.labels.numpy(),
+                np.asarray(one.masks),
+            )
+            for one in found
+        ]
+
+    return call
