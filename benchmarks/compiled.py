@@ -50,7 +50,7 @@ class Kernel:
         registers: Per thread; vector registers on AMD.
         spills: Instructions that load or store spilled registers; spilled vector registers on AMD.
         shared: Bytes of shared memory.
-        load_bits, store_bits: The widest access to global memory; None on AMD.
+        load_bits, store_bits: The widest access to global memory, read from PTX; None on AMD.
         inexact: What its machine code rounds otherwise than IEEE 754 says: approximate divisions and roots, float
             products and sums that may be fused. Read from PTX, so empty on AMD.
         fused: Whether the launcher allows products and sums to be fused.
@@ -147,41 +147,42 @@ def _inspect(case: str, compiled: Any) -> Kernel:
             store_bits=None,
             inexact=[],
         )
-    usage, code = _disassemble(compiled.asm["cubin"])
+    registers, spills = _usage(compiled.asm["cubin"])
+    ptx = compiled.asm["ptx"]
     return Kernel(
         **common,
-        registers=int(re.search(r"REG:(\d+)", usage)[1]),  # type: ignore[index]
-        spills=len(re.findall(r"\b(?:LDL|STL)\b", code)),
+        registers=registers,
+        spills=spills,
         shared=metadata.shared,
-        load_bits=_widest("LDG", code),
-        store_bits=_widest("STG", code),
-        inexact=_inexact(compiled.asm["ptx"]),
+        load_bits=_widest("ld", ptx),
+        store_bits=_widest("st", ptx),
+        inexact=_inexact(ptx),
     )
 
 
-def _disassemble(cubin: bytes) -> tuple[str, str]:
-    """Resources and machine code, by the programs that come with Triton."""
+def _usage(cubin: bytes) -> tuple[int, int]:
+    """Registers and spilled accesses, by the programs that come with Triton."""
     import triton.backends.nvidia
 
-    tool = str(Path(triton.backends.nvidia.__file__).parent / "bin" / "cuobjdump")
+    tool = Path(triton.backends.nvidia.__file__).parent / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        commands = (
-            [tool, "--dump-resource-usage", file.name],
-            [str(Path(tool).with_name("nvdisasm")), "-c", file.name],
-        )
-        usage, code = (subprocess.run(c, capture_output=True, text=True, check=True).stdout for c in commands)
-    return usage, code
+        usage = _output(tool, "--dump-resource-usage", file.name)
+        registers, stack = (int(re.search(rf"{name}:(\d+)", usage)[1]) for name in ("REG", "STACK"))  # type: ignore[index]
+        # Disassembling takes longer than compiling: only what has memory to spill to.
+        code = _output(tool.with_name("nvdisasm"), "-c", file.name) if stack else ""
+    return registers, len(re.findall(r"\b(?:LDL|STL)\b", code))
 
 
-def _widest(instruction: str, code: str) -> int:
-    """Bits a thread of the widest access; 32 where no width is written."""
-    widths = [
-        max([int(bits) for bits in re.findall(r"\.(?:U|S)?(8|16|64|128|256)\b", access)] or [32])
-        for access in re.findall(rf"\b{instruction}\.[A-Z0-9_.]*", code)
-    ]
-    return max(widths, default=0)
+def _output(*command: str | Path) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def _widest(instruction: str, ptx: str) -> int:
+    """Bits a thread of the widest access to global memory."""
+    widths = re.findall(rf"\b{instruction}\.global(?:\.[a-z_:0-9]+)*?(?:\.v(\d))?\.[bufs](\d+)\b", ptx)
+    return max((int(count or 1) * int(bits) for count, bits in widths), default=0)
 
 
 def _inexact(ptx: str) -> list[str]:

@@ -184,6 +184,7 @@ CASES: dict[str, Case] = {
     "Bias and coarser map, fp16": _epilogue((16, 20)),
     "Bias, rectifier and pooling, fp16": lambda: pool_bias_relu(_level(), torch.zeros(64, dtype=torch.float16)),
     "Preprocess, bilinear on floats": _preprocess(False, False, torch.float32),
+    "Preprocess, as OpenCV": _preprocess(False, True, torch.float32),
     "Preprocess, as PIL": _preprocess(True, True, torch.float16),
     "Preprocess, antialiased on floats": _preprocess(True, False, torch.float32),
 }

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tolerances import MATCH_IOU, MATCH_MASK_IOU, MATCH_MASK_PIXELS, MATCH_SCORE
+from tolerances import CUT_TIE, MATCH_IOU, MATCH_MASK_IOU, MATCH_MASK_PIXELS, MATCH_SCORE
 
 __all__ = ["Found", "differences", "of_result", "of_torchvision", "same"]
 
@@ -39,11 +39,20 @@ def _same_mask(a: np.ndarray, b: np.ndarray) -> bool:
     return different <= MATCH_MASK_PIXELS or 1 - different / union > MATCH_MASK_IOU
 
 
-def differences(ours: Found, theirs: Found, threshold: float = 0.05, capacity: int = 100) -> list[str]:
+def _cut_tie(box: np.ndarray, cells: int = 28) -> bool:
+    """Whether rounding decides which whole pixels torchvision cuts a box to, once grown by a cell on each side."""
+    middle, half = (box[:2] + box[2:]) / 2, (box[2:] - box[:2]) / 2 * (cells + 2) / cells
+    grown = np.concatenate([middle - half, middle + half])
+    return bool(np.abs(grown - grown.round()).min() < CUT_TIE)
+
+
+def differences(
+    ours: Found, theirs: Found, threshold: float = 0.05, capacity: int = 100, *, cut: bool = False
+) -> list[str]:
     """What does not match, in words; nothing if the two agree.
 
     Exempt are detections so close to the score threshold, or to the last of a full hundred, that rounding decides
-    whether they are in.
+    whether they are in; and masks of boxes so close to whole pixels, where masks are pasted into those (`cut`).
     """
     cuts = [threshold]
     cuts += [found.scores.min() for found in (ours, theirs) if len(found.scores) == capacity]
@@ -56,7 +65,8 @@ def differences(ours: Found, theirs: Found, threshold: float = 0.05, capacity: i
     for i, (box, score, label) in enumerate(zip(theirs.boxes, theirs.scores, theirs.labels, strict=True)):
         near = np.abs(ours.scores - score)
         fits = free & (ours.labels == label) & (near < MATCH_SCORE) & (_iou(box, ours.boxes) > MATCH_IOU)
-        fits = [j for j in np.flatnonzero(fits) if _same_mask(ours.masks[j], theirs.masks[i])]
+        tie = cut and _cut_tie(box)
+        fits = [j for j in np.flatnonzero(fits) if tie or _same_mask(ours.masks[j], theirs.masks[i])]
         if fits:
             free[min(fits, key=lambda j: near[j])] = False
         elif not excused(score):

@@ -20,6 +20,9 @@ MATCH_IOU = 0.99
 MATCH_SCORE = 1e-3
 MATCH_MASK_IOU = 0.98
 MATCH_MASK_PIXELS = 2  # instead of the IoU, for masks of a few pixels
+# How near to a whole pixel the side of a box may lie, in pixels, for rounding to decide which one torchvision cuts it
+# to: boxes of both programs are some 1e-4 apart, and the whole mask moves or grows with the pixel.
+CUT_TIE = 1e-3
 
 # Average precision from matched detections: the curve is made of the same detections.
 AVERAGE_PRECISION = 1e-3

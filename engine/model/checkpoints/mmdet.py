@@ -2,8 +2,8 @@
 
 Checkpoints are ``{"state_dict", "meta"}``, with the names of the classes in ``meta``. The classes end with the
 background. Tensors do not say whether the trunk is of "pytorch" style (RGB, stride in the 3x3) or "caffe" style (BGR,
-no deviation, stride in the 1x1): the option ``style`` does. ResNeXt-101-32x8d, which MMDetection has from Detectron2, is
-of neither: BGR, with the deviation, stride in the 3x3.
+no deviation, stride in the 1x1): the option ``style`` does. ResNeXt-101-32x8d, which comes from Detectron2, is of
+neither: BGR, with the deviation, stride in the 3x3.
 """
 
 from collections.abc import Iterable, Mapping
