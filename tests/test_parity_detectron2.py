@@ -12,8 +12,8 @@ import torch
 import trimask
 from matching import Found, differences, of_result
 from models import golden_checkpoint
-from trimask.benchmarks.detectron2_peer import detectron2_detecting, detectron2_twin
 from trimask.benchmarks.networks import drawn, random_detectron2
+from trimask.benchmarks.peers import detectron2
 from trimask.engine.model.config import InputConfig
 from trimask.engine.pictures.preprocess import make_batch
 from trimask.engine.pictures.reading import read
@@ -51,10 +51,10 @@ def test_the_installed_one_finds_the_same(style: str, shared_data: Path) -> None
         source = drawn(replace(config, input=replace(config.input, std=InputConfig().std)))
     paths = sorted((shared_data / "coco_open" / "images").glob("*.jpg"))[:40:10]
     arrays = [read(path).array for path in paths]
-    twin = detectron2_twin(source)
+    twin = detectron2.twin(source)
     expected = [
-        *(detectron2_detecting(twin, source.config, [array])()[0] for array in arrays[:2]),
-        *detectron2_detecting(twin, source.config, arrays[2:])(),
+        *(detectron2.detecting(twin, [array])()[0] for array in arrays[:2]),
+        *detectron2.detecting(twin, arrays[2:])(),
     ]
     ours = trimask.Predictor(source, device="cpu")
     results = [*ours.predict(arrays[:2]), *ours.predict(arrays[2:], batch_size=2)]
