@@ -7,7 +7,6 @@ scores are from float32's. First calls and memory are measured in a process for 
 """
 
 import math
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,10 +20,10 @@ from ..engine.inference.predictor import Predictor
 from ..engine.model.checkpoints import load_model
 from ..engine.model.mask_rcnn import MaskRCNN
 from .comparison import NEEDS_A_GPU, Comparison, Planned, bounded
-from .compiling import compiled_peers
-from .device import Bench, has_bfloat16
+from .compiling import compiled_backbone
+from .device import has_bfloat16
 from .fresh import in_its_own_process
-from .harness import Row, WallClock
+from .harness import Row
 from .installed import optional
 from .matching import BFLOAT16, Found, disagreement, nearness
 from .networks import random_detectron2, random_mmdetection, random_resnet
@@ -39,7 +38,7 @@ Call = Callable[[], list[Found]]
 _NETWORKS = {"torchvision": random_resnet, "Detectron2": random_detectron2, "MMDetection": random_mmdetection}
 BF16, COMPILED = "trimask, bfloat16", "torchvision, backbone compiled"
 MINUTES = 20.0
-_COMPILING = 300.0  # seconds at most
+_CALLS = 10  # of each: checked, warmed up, timed seven times, and once in a process of its own
 
 
 @dataclass(frozen=True)
@@ -112,7 +111,9 @@ def run(threads: int, quick: bool, minutes: float = MINUTES) -> Iterator[list[Ro
     if optional("skimage.data") is None:
         raise ImportError("models: expected scikit-image, whose sample portrait is the input; pip install scikit-image")
     chosen = (QUICK,) if quick else CASES
-    planned = (Planned("models", case.name, case.seconds, partial(_rows, case, threads, quick)) for case in chosen)
+    planned = (
+        Planned("models", case.name, case.seconds, partial(_rows, case, threads, quick), _CALLS) for case in chosen
+    )
     yield from bounded(planned, threads, quick, 60 * minutes)
 
 
@@ -123,7 +124,7 @@ def comparison(case: Case) -> Comparison:
     if has_bfloat16():
         calls[BF16] = trimask_call(*arguments, "bfloat16")
     absent = {"trimask, Triton": NEEDS_A_GPU}
-    for name in PEERS.keys() - {case.peer}:
+    for name in (name for name in PEERS if name != case.peer):
         absent[name] = "left out: other weights" if peer(name) else "not installed"
     if not calls.get("torchvision"):
         absent[COMPILED] = absent.get("torchvision", "not installed")
@@ -216,9 +217,7 @@ def _compiled_call(
     """The same with its trunk through torch's compiler; a call that says so where that failed."""
     theirs = peer(kind)
     make = partial(theirs.detecting, pictures=_pictures(sample, size, step, batch))
-    bench = Bench(WallClock(), False, time.monotonic() + 2 * _COMPILING)
-    _, call = next(compiled_peers(_twin(theirs, model, kind, max_detections), make, bench))
-    return call
+    return compiled_backbone(_twin(theirs, model, kind, max_detections), make)
 
 
 def _twin(theirs: Any, model: str, kind: str, max_detections: int) -> Any:

@@ -41,7 +41,7 @@ TRITON = "trimask, Triton"
 TOO_SLOW = "left out: an element at a time"
 MOST_OF_REFERENCE = {"RoIs x channels": 200, "boxes": 2000, "pixels": 20_000_000}
 Make = Callable[[], Comparison]
-RUN_CAPACITY = 8192  # runs of a mask: two a column of the largest picture fit
+RUN_CAPACITY = 8192  # runs of a mask: two a column of the widest one fit
 
 
 def run(threads: int, quick: bool, minutes: float = MINUTES) -> Iterator[list[Row]]:
@@ -79,7 +79,8 @@ def _fits(case: cases.MaskCase) -> bool:
 def _roi_align(case: cases.RoIAlignCase) -> Comparison:
     planar, boxes, padded = case.features(), case.boxes(), case.padded
     last = [feature.to(memory_format=torch.channels_last) for feature in planar]
-    # Twice what one side may be off from float64: a coordinate, at float32's precision, and the dtype's rounding.
+    # What a side may be off from float64: a coordinate, at float32's precision, and the dtype's rounding; twice that in
+    # half precision, where both are.
     place = torch.finfo(torch.float32).eps * padded[1] / STRIDES[0]
     rounding = torch.finfo(case.dtype).eps * (case.dtype in (torch.float16, torch.bfloat16))
     largest = max(float(feature.abs().max()) for feature in planar)
@@ -89,16 +90,18 @@ def _roi_align(case: cases.RoIAlignCase) -> Comparison:
         ratio, output = case.sampling_ratio, case.output
         return pyramid_roi_align(features, boxes[None], STRIDES, output, sampling_ratio=ratio, aligned=False)[0]
 
+    pool = ops and ops.MultiScaleRoIAlign(["0", "1", "2", "3"], case.output, case.sampling_ratio)
+
     def torchvision(features: list[Tensor]) -> Tensor:
-        pool = ops.MultiScaleRoIAlign(["0", "1", "2", "3"], case.output, case.sampling_ratio)
         levels = {str(level): feature for level, feature in enumerate(features)}
-        return pool(levels, [boxes.to(case.dtype)], [padded])
+        found: Tensor = pool(levels, [boxes.to(case.dtype)], [padded])
+        return found
 
     def reference() -> Tensor:
         output = (case.output, case.output)
         ratio = case.sampling_ratio
-        pool = reference_pooling.pyramid_roi_align
-        return pool(planar, boxes[None], STRIDES, output, sampling_ratio=ratio, aligned=False)[0]
+        exact = reference_pooling.pyramid_roi_align
+        return exact(planar, boxes[None], STRIDES, output, sampling_ratio=ratio, aligned=False)[0]
 
     def off(expected: Tensor, got: Tensor) -> Tensor:
         return (expected.double() - got.double()).abs()

@@ -80,7 +80,7 @@ def run(threads: int, quick: bool, minutes: float = MINUTES) -> Iterator[list[Ro
         return comparison(case).rows(threads, quick, rounds=10 if case.model == "people" else 7, seconds=math.inf)
 
     chosen = (QUICK,) if quick else CASES
-    planned = (Planned("training", case.name, case.seconds, partial(rows, case)) for case in chosen)
+    planned = (Planned("training", case.name, case.seconds, partial(rows, case), 12) for case in chosen)
     yield from bounded(planned, threads, quick, 60 * minutes)
 
 
@@ -235,5 +235,5 @@ def relative_disagreement(expected: dict[str, Tensor], found: dict[str, Tensor],
     """The term that is furthest apart, where that is more than ``tolerance`` of it; "" where none is."""
     values = {name: (float(term), float(found[name])) for name, term in expected.items()}
     apart = {name: abs(b / a - 1) for name, (a, b) in values.items()}
-    worst = max(apart, key=lambda name: apart[name])
+    worst = max(apart, key=lambda name: math.inf if math.isnan(apart[name]) else apart[name])
     return "" if apart[worst] <= tolerance else f"{worst} {values[worst][1]:.6f} instead of {values[worst][0]:.6f}"

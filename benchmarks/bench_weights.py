@@ -6,7 +6,6 @@ what float32 found where the precision is lower. The first call and, on a CPU, t
 each, except of what is compiled, whose first call takes minutes. What cannot take part is a row too, which says why.
 """
 
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -22,7 +21,7 @@ from numpy.typing import NDArray
 from ..engine.inference.predictor import Predictor
 from ..engine.model.checkpoints import load_model
 from ..engine.model.mask_rcnn import MaskRCNN
-from .compiling import compiled_peers, time_limit
+from .compiling import COMPILING, WARM_UP, compiled_backbone, time_limit
 from .device import Bench, precision
 from .fresh import in_its_own_process
 from .harness import Call, Row, WallClock, compare
@@ -46,9 +45,7 @@ _TOLERANCES: dict[str, Tolerance | None] = {
 }
 _ROUNDS, _QUICK_ROUNDS = 15, 7
 _SECONDS, _QUICK_SECONDS = 60.0, 20.0  # for a case
-_COMPILING = 300.0  # seconds at most
 _PIECES = 256  # of what is compiled
-_WARM_UP = 3  # calls of what is compiled: the shapes of the second one differ
 
 Picture = NDArray[np.uint8]
 Make = Callable[[Sequence[Picture]], Call]  # a call on those pictures, made ready
@@ -120,7 +117,7 @@ def run(work: Work, say: Say) -> Iterator[list[Row]]:
     with TemporaryDirectory() as folder, precision(tf32=False, tuned=False):
         programs, standard = _programs(work, Path(folder), say)
         for size, batch in product(work.sizes, work.batches):
-            case = f"{Path(work.weights).stem}, {size[0]} x {size[1]}, batch {batch}"
+            case = f"{Path(work.weights).name}, {size[0]} x {size[1]}, batch {batch}"
             say(case)
             yield _rows(work, case, size, batch, programs, standard)
 
@@ -287,8 +284,8 @@ def _compiled(predictor: Predictor, pictures: Sequence[Picture]) -> Call:
         graph.backbone = torch.compile(graph.backbone)
     try:
         # A trunk that is compiled in pieces has one for each of its blocks; beyond the limit they run as they are.
-        with time_limit(_COMPILING), torch._dynamo.config.patch(recompile_limit=_PIECES):
-            for _ in range(_WARM_UP):
+        with time_limit(COMPILING), torch._dynamo.config.patch(recompile_limit=_PIECES):
+            for _ in range(WARM_UP):
                 call()
     except Exception as error:  # a compiler fails in many ways, and none of them is a wrong result
         torch._dynamo.reset()
@@ -306,19 +303,14 @@ def _peer(work: Work, source: MaskRCNN, name: str, compiled: bool = False) -> _P
         return "not measured: a quick run compiles nothing"
     try:
         twin: Any = theirs.twin(source)
-    except (ValueError, RuntimeError, StopIteration, AssertionError) as error:
+    except (ValueError, RuntimeError, AssertionError) as error:
         return f"has no such model: {error}"[:300]
     lower = None if work.dtype == "float32" or work.on_cpu else getattr(torch, work.dtype)  # by autocast on a GPU alone
-    make = partial(theirs.detecting, twin.to(work.where), device=work.where, autocast=lower)
-    return (
-        _Program(partial(_compiled_peer, twin, make)) if compiled else _Program(make, _alone("peer_call", work, name))
-    )
-
-
-def _compiled_peer(twin: Any, make: Callable[..., Call], pictures: Sequence[Picture]) -> Call:
-    bench = Bench(WallClock(), False, time.monotonic() + 2 * _COMPILING)
-    _, call = next(compiled_peers(twin, make, bench))
-    return call
+    twin.to(work.where)
+    make = partial(theirs.detecting, device=work.where, autocast=lower)
+    if compiled:
+        return _Program(lambda pictures: compiled_backbone(twin, partial(make, pictures=pictures)))
+    return _Program(partial(make, twin), _alone("peer_call", work, name))
 
 
 def _export(work: Work, source: MaskRCNN, path: Path, say: Say) -> Path | str:

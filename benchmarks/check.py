@@ -33,7 +33,7 @@ def check(device: str, quick: bool, only: Sequence[str], path: Path | None, seco
 
     Args:
         device: "cuda", or "cpu" to try this where there is no GPU: the tests are skipped, the benchmarks run.
-        quick: Small inputs, two rounds.
+        quick: Small inputs, few rounds.
         only: "tests", and parts of the benchmarks.
         path: Where the results go; by default into `benchmarks/results`, named after the device.
         seconds: When this has passed, what still runs is ended.

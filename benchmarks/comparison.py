@@ -4,7 +4,6 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from .harness import OURS, Disagreement, Implementations, Row, compare
 
@@ -12,9 +11,9 @@ __all__ = ["NEEDS_A_GPU", "NEEDS_MEMORY", "Comparison", "Planned", "affordable",
 
 NEEDS_A_GPU = "needs a GPU"
 NEEDS_MEMORY = "left out: needs {:.0f} GB of memory"
-_CALLS = 5  # at least: one is checked, one warms up, three are timed
+_CALLS = 8  # of each at least: one is checked, one warms up, six are timed
 _ROUNDS, _QUICK_ROUNDS = 15, 7  # six are the fewest that have an interval
-_SECONDS = 7.0  # of rounds, where there are more than three
+_SECONDS = 7.0  # of rounds, where there are more than the fewest
 
 
 @dataclass(frozen=True)
@@ -23,7 +22,7 @@ class Comparison:
 
     Attributes:
         subject, case, implementations, disagreement: see `compare`.
-        near, lower, expected, dtype, least_bytes, operations, variable: likewise.
+        near, lower, dtype, least_bytes, operations, variable: likewise.
         absent: implementations that cannot take part, by name, and why.
     """
 
@@ -33,7 +32,6 @@ class Comparison:
     disagreement: Disagreement
     near: Disagreement | None = None
     lower: Mapping[str, Disagreement] = field(default_factory=dict)
-    expected: Any = None
     dtype: str | Mapping[str, str] = "float32"
     absent: Mapping[str, str] = field(default_factory=dict)
     least_bytes: int | None = None
@@ -50,7 +48,6 @@ class Comparison:
             rounds=_QUICK_ROUNDS if quick else rounds,
             threads=threads,
             dtype=self.dtype,
-            expected=self.expected,
             near=self.near,
             lower=self.lower,
             seconds=seconds,
@@ -77,12 +74,14 @@ class Planned:
     Attributes:
         seconds: that one call of every implementation takes together, about.
         rows: measures it.
+        calls: of every implementation that it makes, about.
     """
 
     subject: str
     name: str
     seconds: float
     rows: Callable[[], list[Row]]
+    calls: int = _CALLS
 
 
 def bounded(cases: Iterable[Planned], threads: int, quick: bool, seconds: float) -> Iterator[list[Row]]:
@@ -96,7 +95,7 @@ def bounded(cases: Iterable[Planned], threads: int, quick: bool, seconds: float)
     """
     end = time.monotonic() + seconds
     for case in cases:
-        left, wanted = end - time.monotonic(), _CALLS * case.seconds
+        left, wanted = end - time.monotonic(), case.calls * case.seconds
         if quick or wanted <= left:
             yield case.rows()
         else:

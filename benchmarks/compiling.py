@@ -1,9 +1,10 @@
-"""torchvision's model under `torch.compile`, which may take minutes or fail: it gets so many seconds."""
+"""A peer's model under `torch.compile`, which may take minutes or fail: it gets so many seconds."""
 
 import copy
 import math
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -13,10 +14,12 @@ from typing import Any
 import torch
 
 from .device import Bench
+from .harness import WallClock
 
-__all__ = ["compiled_peers", "time_limit"]
+__all__ = ["COMPILING", "WARM_UP", "compiled_backbone", "compiled_peers", "time_limit"]
 
-_WARM_UP = 3  # calls: the shapes of the second one differ, and the third runs what was compiled for them
+COMPILING = 300.0  # seconds at most, where nothing else is said
+WARM_UP = 3  # calls: the shapes of the second one differ, and the third runs what was compiled for them
 
 
 @contextmanager
@@ -66,13 +69,19 @@ def compiled_peers(
         try:
             with time_limit(bench.left() / 2):
                 call = make(peer)
-                for _ in range(_WARM_UP):
+                for _ in range(WARM_UP):
                     call()
         except Exception as error:  # a compiler fails in many ways, and none of them is a wrong result
             torch._dynamo.reset()
             yield f"torchvision, {name}", partial(_fail, f"{type(error).__name__}: {error}"[:300])
         else:
             yield f"torchvision, {name}", call
+
+
+def compiled_backbone(model: Any, make: Callable[[Any], Callable[[], Any]]) -> Callable[[], Any]:
+    """The first of `compiled_peers`, in `COMPILING` seconds at most."""
+    _, call = next(compiled_peers(model, make, Bench(WallClock(), False, time.monotonic() + 2 * COMPILING)))
+    return call
 
 
 def _fail(reason: str) -> None:

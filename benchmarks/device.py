@@ -1,8 +1,9 @@
 """Time on a CUDA device, and what the device can do at best.
 
-A function is captured in a CUDA graph of many calls, each on the next copy of the input and with the outputs of all
-copies alive, so that no cache holds either; the replay of the graph is timed between two events. What the host does is
-not in it. A function that waits for the device cannot be captured: it is timed call by call, the host included.
+A function is captured in a CUDA graph of many calls, each on the next copy of the input, where its case has copies, and
+with the outputs of all alive, so that no cache holds either; the replay of the graph is timed between two events. What
+the host does is not in it. A function that waits for the device cannot be captured: it is timed call by call, the host
+included.
 """
 
 import math
@@ -81,13 +82,14 @@ class DeviceClock:
         eager = _Eager(calls, count)
         cold, warm = None, None
         if self.graphs and not waits(calls[0]):
-            cold, warm = _capture(calls, count), _capture(calls[:1], count)
-        if cold is None or warm is None:  # call by call already, and mostly long: nothing is timed twice
+            cold = _capture(calls, count)
+            warm = _capture(calls[:1], count) if len(calls) > 1 else None
+        if cold is None:  # call by call already, and mostly long: nothing is timed twice
             again = {"warm_ms": _between_events(_Eager(calls[:1], count), count)} if len(calls) > 1 else {}
             return Samplers(_between_events(eager, count), again, False)
         return Samplers(
             _between_events(cold, count),
-            {"warm_ms": _between_events(warm, count), "call_ms": lambda: _wall(eager) / count},
+            ({"warm_ms": _between_events(warm, count)} if warm else {}) | {"call_ms": lambda: _wall(eager) / count},
             True,
         )
 
@@ -247,7 +249,7 @@ class Bench:
     """Where the cases of a benchmark run, and how large they are.
 
     Attributes:
-        quick: Small inputs and two rounds: a check, not a measurement.
+        quick: Small inputs and few rounds: a check, not a measurement.
         deadline: By `time.monotonic`; what need not be complete begins nothing when it is near.
     """
 
@@ -277,7 +279,7 @@ class Bench:
     ) -> list[Row]:
         """`harness.compare` on the device, for a few seconds at most."""
         limits: dict[str, Any] = {"rounds": _ROUNDS, "seconds": _SECONDS}
-        limits |= more | ({"rounds": 2} if self.quick else {})
+        limits |= more | ({"rounds": 7 if self.clock.device == "cuda" else 2} if self.quick else {})
         return compare(
             subject,
             case,

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..engine.inference.memory import resident_bytes
+from .threads import VARIABLES
 
 __all__ = ["in_its_own_process"]
 
@@ -30,7 +31,7 @@ def in_its_own_process(maker: str, *arguments: Any, threads: int) -> dict[str, A
         threads: what torch and BLAS may use.
     """
     command = [sys.executable, "-m", f"{_PACKAGE}.fresh", maker, json.dumps(arguments)]
-    variables = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
+    variables = dict.fromkeys(VARIABLES, str(threads))
     path = os.pathsep.join(filter(None, sys.path))  # where this process found the package
     try:
         done = subprocess.run(

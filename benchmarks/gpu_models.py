@@ -31,6 +31,7 @@ from .installed import optional
 from .matching import AUTOCAST, BFLOAT16, EXACT, FLOAT16, Found, Tolerance, disagreement, summary
 from .networks import random_resnet, without_masks
 from .peers import peer
+from .peers import torchvision as peers_torchvision
 from .samples import photographs
 from .usage import usage
 
@@ -199,15 +200,7 @@ def _normal(output: Any, size: tuple[int, int], masks: bool = True) -> list[Foun
     if isinstance(output, list):
         if output and isinstance(output[0], Found):
             return output
-        return [
-            Found(
-                one["boxes"].float().cpu().numpy(),
-                one["scores"].float().cpu().numpy(),
-                one["labels"].cpu().numpy() - 1,  # torchvision's label 0 is the background
-                one["masks"].cpu().numpy() if masks and "masks" in one else None,
-            )
-            for one in output
-        ]
+        return [peers_torchvision.found(one, one["masks"] if masks and "masks" in one else None) for one in output]
     found, runs = output
     return [_unpadded(found, runs if masks else None, i, size) for i in range(len(found.count))]
 
@@ -335,7 +328,6 @@ def _compiled(bench: Bench, left: list[str]) -> list[Row]:
     }
     start = time.monotonic()
     implementations |= dict(compiled_peers(twin, lambda peer: partial(_theirs, peer, images, dtype), bench))
-    seconds = time.monotonic() - start
-    expected = _expected(twin, images, point)
-    case = f"{point}; {'a quick run compiles nothing' if bench.quick else f'compiled in {seconds:.0f} s'}"
-    return _compare(bench, "models compiled", case, implementations, point, expected)
+    how = "a quick run compiles nothing" if bench.quick else f"both compiled in {time.monotonic() - start:.0f} s"
+    rows = _compare(bench, "models compiled", str(point), implementations, point, _expected(twin, images, point))
+    return [replace(row, note="; ".join(filter(None, [row.note, how]))) for row in rows]

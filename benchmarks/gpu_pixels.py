@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..kernels.cpu.masks import mask_of_runs
 from ..kernels.paste_rule import PasteRule
 from ..kernels.pasting import paste_masks
 from ..kernels.resizing import preprocess
@@ -171,9 +172,5 @@ def _unpacked(bits: Tensor, width: int) -> Tensor:
 
 def _filled(output: tuple[Tensor, Tensor], size: tuple[int, int]) -> Tensor:
     """Run lengths [N, capacity], how many -> masks [N, H, W]."""
-    runs, lengths = output
-    masks = []
-    for row, n in zip(runs.cpu().numpy(), lengths.tolist(), strict=True):
-        pixels = np.repeat(np.arange(n) % 2, row[:n])  # down the columns
-        masks.append(torch.from_numpy(pixels.reshape(size[1], size[0]).T.astype(bool)))
-    return torch.stack(masks)
+    runs, lengths = output[0].cpu().numpy(), output[1].tolist()
+    return torch.from_numpy(np.stack([mask_of_runs(row[:n], size) for row, n in zip(runs, lengths, strict=True)]))

@@ -33,7 +33,7 @@ __all__ = [
 
 OURS = "trimask"  # how the names of our implementations begin
 _SHORTEST_SAMPLE = 2e-3  # seconds; what is shorter is called several times in a row for one sample
-_FEWEST_ROUNDS = 3  # however long they take
+_FEWEST_ROUNDS = 6  # however long they take: fewer have no interval
 _CONFIDENCE = 0.95  # of intervals
 _LONGEST_NOTE = 500  # characters
 _MAIN = "main"
@@ -133,7 +133,7 @@ def compare(
         lower: Like `disagreement`, what implementations in lower precision are held to, by name.
         least_bytes: See `Row`; by name where implementations differ. Likewise `operations`.
         variable: See `Row`.
-        seconds: When this has passed there are fewer rounds, 3 at least.
+        seconds: When this has passed there are fewer rounds, 6 at least.
 
     Returns:
         A row for each implementation, in the order given.

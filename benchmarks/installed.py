@@ -16,8 +16,8 @@ def optional(module: str) -> Any:
 
 
 def version(package: str) -> str | None:
-    """Of an installed package; None where it is not installed."""
+    """Of an installed package, or one that can be imported all the same; None where there is none."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
-        return None
+        return getattr(optional(package), "__version__", None)

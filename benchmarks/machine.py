@@ -27,6 +27,8 @@ _PACKAGES = (
     "pycocotools",
     "faster-coco-eval",
     "detectron2",
+    "mmdet",
+    "mmcv",
     "conch-triton-kernels",
 )
 

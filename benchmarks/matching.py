@@ -86,7 +86,7 @@ def differences(theirs: Found, ours: Found, threshold: float = 0.05, capacity: i
         else:
             lost.append(theirs.scores[i])
     alone = [*lost, *ours.scores[free]]
-    return sum(all(abs(score - cut) >= _SCORE for cut in cuts) for score in alone)
+    return sum(not any(abs(score - cut) < _SCORE for cut in cuts) for score in alone)
 
 
 def _closeness(theirs: Found, ours: Found) -> tuple[float, float]:

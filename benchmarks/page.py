@@ -37,8 +37,9 @@ _METHOD = (
 )
 _CLOCKS = {
     "cpu": "On the CPU, time is what the host sees.",
-    "cuda": "On the GPU, time is the device's own, of calls in a CUDA graph over inputs that no cache holds; what "
-    "cannot be captured is timed call by call, the host included.",
+    "cuda": "On the GPU, time is the device's own, of calls in a CUDA graph, of RoIAlign over inputs that no cache "
+    "holds; what cannot be captured is timed call by call, the host included, as are the whole models of "
+    "`trimask benchmark`.",
 }
 # Columns of the full tables: name, field, divisor.
 _COLUMNS = (

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from ..engine.model.files import write_whole
-from .machine import environment
 
 __all__ = ["PEER", "SCHEMA", "Results", "Row", "read_results", "write_json", "write_text"]
 
@@ -110,15 +109,15 @@ class Results:
     more: dict[str, Any] = field(default_factory=dict)
 
 
-def write_json(path: Path, rows: Iterable[Row | Mapping[str, Any]], facts: Mapping[str, Any] | None = None) -> None:
+def write_json(path: Path, rows: Iterable[Row | Mapping[str, Any]], facts: Mapping[str, Any]) -> None:
     """Write a result file, whole or not at all.
 
     Args:
         path: The file, in a folder that need not be there.
         rows: `Row`, or the same as read from JSON.
-        facts: What stands beside the rows; by default the environment of now.
+        facts: What stands beside the rows: the environment, at least.
     """
-    content = {"schema": SCHEMA, **(facts or {"environment": environment()})}
+    content = {"schema": SCHEMA, **facts}
     content.setdefault("ceilings", None)
     content["rows"] = [asdict(row) if isinstance(row, Row) else dict(row) for row in rows]
     write_text(path, json.dumps(content, indent=1, allow_nan=False))

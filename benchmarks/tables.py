@@ -22,6 +22,13 @@ __all__ = ["TABLES", "Line", "Pick", "documents", "rewrite", "rewritten"]
 ROOT = Path(__file__).resolve().parents[1]
 _File = tuple[Path, Results]
 _Column = Callable[[SideBySide, Row], str]
+_PACKAGES = {  # by what begins the name of a row
+    "onnxruntime": "onnxruntime",
+    "openvino": "openvino",
+    "detectron2": "detectron2",
+    "mmdetection": "mmdet",
+    "conch": "conch-triton-kernels",
+}
 _BLOCK = re.compile(r"(<!-- table: (\S+)(?: ([\w ]+))? -->\n).*?(<!-- /table -->)", re.DOTALL)
 
 
@@ -351,12 +358,13 @@ def _origin(sources: Sequence[_File]) -> str:
     machines = said([one.environment.get("gpu") or one.environment.get("machine") for one in files])
     threads = said([row.threads for one in files for row in one.rows if row.device == "cpu"])
     ran = {row.implementation.partition(",")[0].replace(" ", "").lower() for one in files for row in one.rows}
+    shown = {"torch", "torchvision", "pycocotools"} | {package for name, package in _PACKAGES.items() if name in ran}
     versions = said(
         [
             f"{name} {version}"
             for one in files
             for name, version in (one.environment.get("versions") or {}).items()
-            if version and name in {"torch", "torchvision", "pycocotools", *({"onnxruntime", "openvino"} & ran)}
+            if version and name in shown
         ]
     )
     commits = said([str(one.environment.get("commit") or "")[:7] for one in files])

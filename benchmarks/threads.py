@@ -2,7 +2,9 @@
 
 import os
 
-__all__ = ["available", "limit_threads"]
+__all__ = ["VARIABLES", "available", "limit_threads"]
+
+VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 def available() -> int:
@@ -12,5 +14,5 @@ def available() -> int:
 
 def limit_threads(count: int) -> None:
     """OpenMP, MKL and the OpenBLAS under numpy read these once, when they are loaded: call it before torch is."""
-    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    for variable in VARIABLES:
         os.environ[variable] = str(count)

@@ -96,6 +96,7 @@ def run(options: argparse.Namespace) -> int:
     if options.read:
         results, status = _read(options.read, console)
     else:
+        _choose_gpu(options.device)
         if old:
             require_alike(old, environment(), threads)  # before it takes minutes
         results, status = _measure(options, threads, console)
@@ -110,6 +111,18 @@ def run(options: argparse.Namespace) -> int:
         _print(console, compared, options.compare, options.margin)
         status |= int(compared.worse)
     return status
+
+
+def _choose_gpu(device: str | None) -> None:
+    """Make ``cuda:1`` the one that everything runs on."""
+    import torch
+
+    from ..benchmarks.bench_gpu import require
+
+    index = torch.device(device).index if device else None
+    if index is not None:
+        require("cuda")
+        torch.cuda.set_device(index)
 
 
 def _check(options: argparse.Namespace) -> None:

@@ -129,7 +129,7 @@ def test_what_there_is_no_time_for_is_named() -> None:
     assert ours.p50_ms is not None
     assert (peer.implementation, peer.note, peer.correct, peer.p50_ms) == ("peer", NEEDS_A_GPU, None, None)
     assert (left.subject, left.case, left.p50_ms, left.correct) == ("op", "dear", None, None)
-    assert left.note.startswith("left out: about 500 s, and ")
+    assert left.note.startswith("left out: about 800 s, and ")
     assert len([*bounded(planned, threads=1, quick=True, seconds=0)]) == 2  # what is quick is never left out
 
 

@@ -12,12 +12,23 @@ import numpy as np
 import pytest
 import torch
 
-from trimask.benchmarks import bench_gpu, bench_models, bench_training, compiling, fresh, gpu_models, samples, usage
+from trimask.benchmarks import (
+    bench_gpu,
+    bench_models,
+    bench_training,
+    bench_weights,
+    compiling,
+    fresh,
+    gpu_models,
+    samples,
+    usage,
+)
 from trimask.benchmarks.device import Bench, precision
 from trimask.benchmarks.harness import Row, WallClock
 from trimask.benchmarks.installed import optional
-from trimask.benchmarks.matching import BFLOAT16, Found, disagreement, summary
+from trimask.benchmarks.matching import BFLOAT16, Found, differences, disagreement, summary
 from trimask.benchmarks.peers import PEERS, peer
+from trimask.engine.model.checkpoints import load_model
 
 BENCH = Bench(WallClock(), quick=True)
 
@@ -236,6 +247,31 @@ def test_the_quick_models_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
         assert (row.note == "not installed") == (peer(row.implementation) is None)
     assert (compiled.implementation, compiled.p50_ms) == ("torchvision, backbone compiled", None)
     json.dumps([row.__dict__ for row in rows])
+
+
+def test_no_number_agrees_with_nothing() -> None:
+    terms = {name: torch.tensor(1.0) for name in ("cls", "box")}
+    for name in terms:
+        broken = terms | {name: torch.tensor(math.nan)}
+        assert bench_training.relative_disagreement(terms, broken).startswith(f"{name} nan")
+    scores = np.linspace(0.9, 0.2, 100, dtype=np.float32)
+    boxes = np.tile(np.array([0, 0, 9, 9], np.float32), (100, 1))
+    one = Found(boxes, scores, np.zeros(100, np.int64), None)
+    other = one._replace(scores=np.where(np.arange(100) == 7, np.nan, scores), labels=one.labels + 1)
+    assert differences(one, one) == 0
+    assert differences(one, other) > 150
+
+
+def test_the_call_of_what_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a compiler that leaves all as it is."""
+    pytest.importorskip("torchvision")
+    pytest.importorskip("skimage")
+    monkeypatch.setattr(torch, "compile", lambda module: module)
+    program = bench_weights._peer(bench_weights.Work(device="cpu"), load_model("people"), "torchvision", compiled=True)
+    assert isinstance(program, bench_weights._Program)
+    pictures = samples.photographs((96, 128), 1)
+    expected = bench_weights.peer_call("torchvision", "people", "cpu", "float32", {}, (96, 128), 1, [])()
+    assert disagreement(expected, program.make(pictures)(), None) == ""
 
 
 def test_each_case_has_one_peer_with_the_same_weights(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -469,7 +469,9 @@ def test_the_documents_have_the_tables_of_the_committed_files() -> None:
         assert tables.rewritten(text, ROOT / "benchmarks" / "results") == text, file.name
         absent |= set(re.findall(r"there is no `benchmarks/results/(.*)`", text))
     assert absent <= {"cpu-epyc-export-1-thread.json"}
-    assert "<!-- table: cpu -->" in (ROOT / "README.md").read_text(encoding="utf-8")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert [readme.count(f"<!-- table: {name} -->") for name in tables.TABLES] == [1] * len(tables.TABLES)
+    assert readme.count("<!-- /table -->") == len(tables.TABLES)
 
 
 @pytest.fixture

@@ -20,7 +20,9 @@ def node(tag: str, *children: Child, **attributes: object) -> Element:
             None and False are left out.
     """
     named = {name.rstrip("_").replace("_", "-"): value for name, value in attributes.items()}
-    element = Element(tag, {name: _text(value) for name, value in named.items() if value not in (None, False)})
+    element = Element(
+        tag, {name: _text(value) for name, value in named.items() if value is not None and value is not False}
+    )
     last: Element | None = None
     for child in children:
         if isinstance(child, Element):

@@ -17,17 +17,15 @@ from ...engine.model.config import MaskRCNNConfig, ResNetConfig
 from ...engine.model.mask_rcnn import MaskRCNN
 from ..installed import optional
 from ..matching import Found
-from .likeness import unlike_preset
+from .likeness import depth, unlike_preset
 
 __all__ = ["detecting", "twin", "unlike"]
-
-_DEPTHS = {(3, 4, 6, 3): 50, (3, 4, 23, 3): 101, (3, 8, 36, 3): 152}
 
 
 def unlike(config: MaskRCNNConfig) -> str:
     """The parts of a config that Detectron2's models have otherwise, in words; "" where it can run the weights."""
     parts, trunk = unlike_preset(config, presets.detectron2(config.class_names, config.category_ids)), config.backbone
-    if not isinstance(trunk, ResNetConfig) or trunk.blocks not in _DEPTHS or not trunk.bottleneck:
+    if depth(trunk) is None:
         parts.append("backbone")
     return ", ".join(parts)
 
@@ -44,7 +42,7 @@ def twin(source: MaskRCNN) -> torch.nn.Module:
     model.DEVICE, model.MASK_ON = "cpu", True
     model.PIXEL_MEAN, model.PIXEL_STD = list(config.input.mean[::-1]), list(config.input.std[::-1])  # BGR
     model.BACKBONE.NAME = "build_resnet_fpn_backbone"
-    model.RESNETS.DEPTH = _DEPTHS[trunk.blocks]
+    model.RESNETS.DEPTH = depth(trunk)
     model.RESNETS.OUT_FEATURES = model.FPN.IN_FEATURES = levels
     model.RESNETS.NUM_GROUPS, model.RESNETS.WIDTH_PER_GROUP = trunk.groups, trunk.group_width
     model.RESNETS.STRIDE_IN_1X1 = trunk.stride_in_1x1

@@ -2,9 +2,16 @@
 
 from dataclasses import fields, replace
 
-from ...engine.model.config import MaskRCNNConfig
+from ...engine.model.config import MaskRCNNConfig, MobileNetV2Config, ResNetConfig
 
-__all__ = ["unlike_preset"]
+__all__ = ["depth", "unlike_preset"]
+
+_DEPTHS = {(3, 4, 6, 3): 50, (3, 4, 23, 3): 101, (3, 8, 36, 3): 152}
+
+
+def depth(trunk: ResNetConfig | MobileNetV2Config) -> int | None:
+    """By which peers name a ResNet of bottlenecks; None for another trunk."""
+    return _DEPTHS.get(trunk.blocks) if isinstance(trunk, ResNetConfig) and trunk.bottleneck else None
 
 
 def unlike_preset(config: MaskRCNNConfig, preset: MaskRCNNConfig) -> list[str]:

@@ -15,18 +15,17 @@ from ...engine.model.config import MaskRCNNConfig, ResNetConfig
 from ...engine.model.mask_rcnn import MaskRCNN
 from ..installed import optional
 from ..matching import Found
-from .likeness import unlike_preset
+from .likeness import depth, unlike_preset
 
 __all__ = ["detecting", "twin", "unlike"]
 
 _CONFIG = ".mim/configs/mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py"  # beside the package's code
-_DEPTHS = {(3, 4, 6, 3): 50, (3, 4, 23, 3): 101, (3, 8, 36, 3): 152}
 
 
 def unlike(config: MaskRCNNConfig) -> str:
     """The parts of a config that MMDetection's models have otherwise, in words; "" where it can run the weights."""
     parts, trunk = unlike_preset(config, presets.mmdet(config.class_names, config.category_ids)), config.backbone
-    if not isinstance(trunk, ResNetConfig) or trunk.blocks not in _DEPTHS or not trunk.bottleneck:
+    if depth(trunk) is None:
         parts.append("backbone")
     if any(len(sizes) != 1 for sizes in config.anchors.sizes):
         parts.append("anchors")
@@ -45,7 +44,7 @@ def twin(source: MaskRCNN) -> torch.nn.Module:
     settings = optional("mmengine.config").Config.fromfile(folder / _CONFIG)
     model, limits = settings.model, config.detection
     model.data_preprocessor.update(mean=list(config.input.mean), std=list(config.input.std))
-    model.backbone.update(depth=_DEPTHS[trunk.blocks], style="caffe" if trunk.stride_in_1x1 else "pytorch")
+    model.backbone.update(depth=depth(trunk), style="caffe" if trunk.stride_in_1x1 else "pytorch")
     model.backbone.init_cfg = None
     if trunk.groups > 1:
         model.backbone.update(type="ResNeXt", groups=trunk.groups, base_width=trunk.group_width)

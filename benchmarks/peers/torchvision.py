@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ...engine.model import presets
 from ...engine.model.checkpoints import family
@@ -15,9 +16,9 @@ from ...engine.model.config import MaskRCNNConfig, MobileNetV2Config
 from ...engine.model.mask_rcnn import MaskRCNN
 from ..installed import optional
 from ..matching import Found
-from ..networks import BLOCKS
+from .likeness import depth
 
-__all__ = ["detecting", "twin", "unlike"]
+__all__ = ["detecting", "found", "twin", "unlike"]
 
 
 def unlike(config: MaskRCNNConfig) -> str:
@@ -38,8 +39,10 @@ def unlike(config: MaskRCNNConfig) -> str:
         paste=v1.paste,
     )  # fmt: skip
     parts = [one.name for one in fields(config) if getattr(config, one.name) != getattr(like, one.name)]
-    if not isinstance(config.backbone, MobileNetV2Config):
-        parts += ["anchors"] * (like.anchors != v1.anchors) + ["backbone"] * config.backbone.stride_in_1x1
+    trunk = config.backbone
+    if not isinstance(trunk, MobileNetV2Config):
+        other = trunk.stride_in_1x1 or trunk.groups > 1 or depth(trunk) is None
+        parts += ["anchors"] * (like.anchors != v1.anchors) + ["backbone"] * other
     if config.mask_head is None:
         parts.append("mask_head")
     return ", ".join(dict.fromkeys(parts))
@@ -87,9 +90,8 @@ def twin(source: MaskRCNN, **options: Any) -> torch.nn.Module:
             **limits,
         )
     else:
-        depth = next(depth for depth, blocks in BLOCKS.items() if blocks == config.backbone.blocks)
         backbone = detection.backbone_utils.resnet_fpn_backbone(
-            backbone_name=f"resnet{depth}", weights=None, norm_layer=frozen
+            backbone_name=f"resnet{depth(config.backbone)}", weights=None, norm_layer=frozen
         )
         model = detection.MaskRCNN(backbone, classes, **limits)
     detection._utils.overwrite_eps(model, config.backbone.norm_eps)
@@ -110,15 +112,18 @@ def detecting(
     @torch.inference_mode()
     def call() -> list[Found]:
         with torch.autocast(torch.device(device).type, autocast, enabled=autocast is not None):
-            found = twin(images)
-        return [
-            Found(
-                one["boxes"].float().cpu().numpy(),
-                one["scores"].float().cpu().numpy(),
-                one["labels"].cpu().numpy() - 1,  # label 0 is the background
-                (one["masks"][:, 0] > 0.5).cpu().numpy(),
-            )
-            for one in found
-        ]
+            output = twin(images)
+        return [found(one, one["masks"][:, 0] > 0.5) for one in output]
 
     return call
+
+
+def found(one: dict[str, Tensor], masks: Tensor | None) -> Found:
+    """torchvision's detections in one picture, with these masks, on the host."""
+    boxes, scores, labels = (one[name].cpu() for name in ("boxes", "scores", "labels"))
+    return Found(
+        boxes.float().numpy(),
+        scores.float().numpy(),
+        labels.numpy() - 1,  # label 0 is the background
+        None if masks is None else masks.cpu().numpy(),
+    )
