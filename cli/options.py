@@ -79,9 +79,9 @@ def add_checkpoint_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--anchor-sizes", type=float, nargs="+", metavar="SIZE", help="one for each of the five levels")
     group.add_argument("--aspect-ratios", type=float, nargs="+", metavar="RATIO", help="of anchors, height over width")
     group.add_argument("--activation", choices=("relu", "relu6"), help="of a MobileNetV2 trunk")
-    group.add_argument("--norm-eps", type=float, metavar="EPS", help="epsilon of the trunk's batch norms")
+    group.add_argument("--norm-eps", type=float, metavar="EPS", help="epsilon of the batch norms")
     group.add_argument("--classes", nargs="+", metavar="NAME", help="names of the foreground classes, in order")
-    group.add_argument("--style", choices=("pytorch", "caffe"), help="of an MMDetection trunk")
+    group.add_argument("--style", choices=("pytorch", "caffe"), help="of a Detectron2 or MMDetection trunk")
 
 
 def checkpoint_options(options: argparse.Namespace) -> dict[str, Any]:

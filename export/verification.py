@@ -56,7 +56,7 @@ TOLERANCES = {
     "int8": Tolerance(floor=0.5, score=0.3, iou=0.7, mask_iou=0.7, share=0.8, ap=0.03),
 }
 
-# A graph that resizes and rounds by itself puts a pixel in a thousand on the next of 255 levels.
+# A graph that resizes by Pillow's rule puts a pixel in a thousand on the next of 255 levels.
 RESIZED = Tolerance(score=0.01, iou=0.97, mask_iou=0.95)
 
 
@@ -124,7 +124,8 @@ def verify(
         raise ValueError(f"weights: expected classes {about.config.class_names}, got {model.config.class_names}")
     checks = list(_checked_by_onnx(path))
     reference = _reference(model, runtime)
-    resized = about.preprocess and about.config.input.resize.quantize and about.precision == "float32"
+    resize = about.config.input.resize
+    resized = about.preprocess and resize.antialias and resize.quantize and about.precision == "float32"
     wanted = tolerance or (RESIZED if resized else TOLERANCES[about.precision])
     detection = about.config.detection
     found: list[Comparison] = []

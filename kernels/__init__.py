@@ -10,6 +10,7 @@ from typing import Any
 _PUBLIC = {
     "PasteRule": ".paste_rule",
     "batched_nms": ".suppression",
+    "encode_runs": ".cpu.masks",
     "mask_probabilities": ".pasting",
     "masks_to_rle": ".rle",
     "nms": ".suppression",
