@@ -92,6 +92,13 @@ TABLES: dict[str, tuple[Line, ...]] = {
             "the same in bfloat16: {note}",
             _model("ResNet-50 FPN, 360 x 599 at 800 x 1331, *", ours="trimask, bfloat16"),
         ),
+        *(
+            _line(
+                f"End to end, ResNet-50 FPN of {peer}'s kind at 800 x 1331",
+                Pick("cpu-epyc-peers-1-thread", "models", f"*{peer}'s kind*", peer=peer),
+            )
+            for peer in ("Detectron2", "MMDetection")
+        ),
         _line(
             "RoIAlign over a pyramid, 1000 x 256 x 7 x 7, channels_last",
             _op("roi_align", _PYRAMID, ours="trimask, channels_last", dtype="float32"),
