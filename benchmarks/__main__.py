@@ -22,6 +22,7 @@ SUBJECTS = {
     "tables": "measure nothing: rewrite the tables of the documents of a checkout from its files of results",
 }
 # Of what is measured on a GPU.
+PRECISIONS = ("float16", "float32", "bfloat16", "tf32")  # of the grid of models, to measure one by itself
 PARTS = ("roi", "boxes", "pixels", "epilogue", "gradients", "training", "models", "compiled")
 GPU_MINUTES = 8.5
 
@@ -50,7 +51,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     group = parser.add_argument_group("gpu, check")
     group.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: to try them without a GPU")
     parts = ("tests", *PARTS)
-    group.add_argument("--only", nargs="+", choices=parts, default=parts, help="these parts alone; gpu: without tests")
+    group.add_argument(
+        "--only",
+        nargs="+",
+        choices=(*parts, *PRECISIONS),
+        default=parts,
+        help="these parts alone (gpu: without tests), or the models' cells in a precision",
+    )
     group.add_argument("--commit", help="of sources that are no checkout; by default $TRIMASK_COMMIT")
     options = parser.parse_args(arguments)
     if options.threads < 1:
@@ -98,7 +105,7 @@ def _groups(options: argparse.Namespace, facts: dict[str, Any]) -> Iterator[Any]
     if options.subject == "gpu":
         clock = with_ceilings(options.device, options.quick, facts)
         facts["finished"] = False
-        parts = [part for part in PARTS if part in options.only]
+        parts = [part for part in (*PARTS, *PRECISIONS) if part in options.only]
         yield from bench.run(clock, options.quick, parts, 60 * (options.minutes or GPU_MINUTES))
         facts["finished"] = True
         return

@@ -30,6 +30,7 @@ SUBJECTS: dict[str, Callable[[bool], Iterable[Callable[[Bench], list[Row]]]]] = 
     "training": gpu_training.cases,
     "models": gpu_models.cases,
     "compiled": gpu_models.compiled_cases,
+    **{dtype: partial(gpu_models.cells, dtype=dtype) for dtype in gpu_models.DTYPES},
 }
 _SMALL = 64 << 20  # bytes of a copy in a quick run
 
@@ -51,9 +52,7 @@ def start(device: str, quick: bool) -> tuple[Clock, Ceilings]:
     return clock, ceilings
 
 
-def run(
-    clock: Clock, quick: bool, subjects: Iterable[str] = tuple(SUBJECTS), seconds: float = math.inf
-) -> Iterator[list[Row]]:
+def run(clock: Clock, quick: bool, subjects: Iterable[str], seconds: float = math.inf) -> Iterator[list[Row]]:
     """The rows of each case as soon as it is done; `quick` is small and shows that everything runs, no more.
 
     After so many `seconds` the models, whose grid is large, begin no further case and say what is left.

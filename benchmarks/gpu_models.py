@@ -35,7 +35,7 @@ from .peers import torchvision as peers_torchvision
 from .samples import photographs
 from .usage import usage
 
-__all__ = ["Point", "cases", "compiled_cases", "grid"]
+__all__ = ["DTYPES", "Point", "cases", "cells", "compiled_cases", "grid"]
 
 torchvision = optional("torchvision")
 
@@ -122,6 +122,15 @@ def cases(quick: bool) -> Iterator[Case]:
     yield partial(_precision, left=left)
     for point in points[CORNERS:]:
         yield partial(_point, point=point, left=left, corner=False)
+    yield partial(_unmeasured, left=left)
+
+
+def cells(quick: bool, dtype: str) -> Iterator[Case]:
+    """Those of the grid in one precision, what has most pixels first."""
+    left: list[str] = []
+    for point in grid(quick):
+        if point.dtype == dtype and not point.tuned:
+            yield partial(_point, point=point, left=left, corner=False)
     yield partial(_unmeasured, left=left)
 
 

@@ -306,9 +306,7 @@ def test_the_quick_gpu_cases_run_and_agree() -> None:
     clock, ceilings = bench_gpu.start("cpu", quick=True)
     assert clock.bandwidth == ceilings.copy_bytes_per_s > 0
     assert min(ceilings.fill_bytes_per_s, ceilings.launch_ms) > 0
-    groups = list(
-        bench_gpu.run(clock, True, [part for part in bench_gpu.SUBJECTS if part not in ("models", "compiled")])
-    )
+    groups = list(bench_gpu.run(clock, True, [part for part in command.PARTS if part not in ("models", "compiled")]))
     names = [(rows[0].subject, rows[0].case, rows[0].dtype) for rows in groups]
     assert len(set(names)) == len(names)
     assert {name for name, _, _ in names} == {
@@ -324,7 +322,7 @@ def test_the_quick_gpu_cases_run_and_agree() -> None:
         "training",
         "turning",
     }
-    assert set(command.PARTS) == set(bench_gpu.SUBJECTS)
+    assert {*command.PARTS, *command.PRECISIONS} == set(bench_gpu.SUBJECTS)
     for rows in groups:
         ours = [row for row in rows if row.implementation.startswith("trimask")]
         # Without Triton there is nothing of ours that turns maps, and one way to do what follows a convolution.

@@ -140,6 +140,7 @@ CALLS: dict[str, Callable[[torch.Generator, int], Made]] = {
     "mask_probabilities": _chosen,
     "proposals": _proposals,
     "preprocess": _preprocess,
+    "preprocess OpenCV": lambda rng, side: _preprocess(rng, side, quantize=True),
     "preprocess Pillow": lambda rng, side: _preprocess(rng, side, antialias=True, quantize=True),
 }
 WITH_GRADIENTS = [name for name in CALLS if name.startswith(("pyramid", "roi"))]
@@ -210,6 +211,7 @@ def _allowed(name: str, tensors: list[Tensor]) -> float:
     return {
         "roi_pool": 0.0,
         "preprocess": 2 * single * 160 * 255,  # a coordinate rounded otherwise moves a value by a part of 255 levels
+        "preprocess OpenCV": 0.0,
         "preprocess Pillow": 0.0,
         "proposals": 4 * single * 1000,  # exponentials off by an ulp, of sides that are at most a few hundred pixels
         "mask_probabilities": 4 * single,

@@ -89,6 +89,12 @@ def test_lower_precision_is_judged_by_scores_and_by_what_is_found_again(np_rng: 
     assert disagreement([one], [one._replace(boxes=far)], BFLOAT16) == "scores 0.0000 apart, 75% found again"
 
 
+def test_the_cells_of_each_precision_are_those_of_the_grid() -> None:
+    found = [case.keywords["point"] for dtype in gpu_models.DTYPES for case in [*gpu_models.cells(False, dtype)][:-1]]
+    assert sorted(map(str, found)) == sorted(str(point) for point in gpu_models.grid(False) if not point.tuned)
+    assert len(found) == len(set(found))
+
+
 def test_the_grid_has_every_cell_once_and_the_corners_first() -> None:
     points = gpu_models.grid(quick=False)
     assert len(points) == len(set(points)) == 2 * 2 * 4 * 3 * 4 + 2  # two more are tuned
