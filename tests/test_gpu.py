@@ -172,7 +172,7 @@ def _with_gradients(call: Call, tensors: list[Tensor]) -> tuple[Tensor, tuple[Te
 
 
 def test_every_op_is_called() -> None:
-    assert {name.split()[0] for name in CALLS} | READ_AT_THE_END | {"PasteRule"} == set(kernels.__all__)
+    assert {name.split()[0] for name in CALLS} | READ_AT_THE_END | {"PasteRule", "encode_runs"} == set(kernels.__all__)
 
 
 @pytest.mark.parametrize("device", DEVICES)
