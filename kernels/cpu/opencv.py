@@ -18,10 +18,19 @@ def resize(picture: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint
     above, below, v0, v1 = _taps(height, size[0])
     rows, place = np.unique(np.stack([above, below]), return_inverse=True)  # each row is resized once
     top, bottom = place.reshape(2, -1)
-    source = picture[rows]
-    across = source[:, left] * u0[:, None] + source[:, right] * u1[:, None] >> 4
-    down = (across[top] * v0[:, None, None] >> 16) + (across[bottom] * v1[:, None, None] >> 16)
-    return (down + 2 >> 2).astype(np.uint8)
+    source = picture[rows].astype(np.int32)
+    across = source.take(left, 1)
+    across *= u0[:, None]
+    across += source.take(right, 1) * u1[:, None]
+    across >>= 4
+    down, other = across[top], across[bottom]
+    for values, weights in ((down, v0), (other, v1)):
+        values *= weights[:, None, None]
+        values >>= 16
+    down += other
+    down += 2
+    down >>= 2
+    return down.astype(np.uint8)
 
 
 def _taps(extent: int, size: int, inside: bool = False) -> tuple[NDArray[np.int32], ...]:
