@@ -7,15 +7,16 @@ makes its model with the weights of ours, and ``detecting`` a call of it from de
 from importlib import import_module
 from typing import Any
 
-from ..installed import optional
-
 __all__ = ["PEERS", "peer"]
 
-PEERS = {"torchvision": "torchvision", "Detectron2": "detectron2", "MMDetection": "mmdet"}  # and their packages
+# By name, and what must be there: MMDetection's models import mmcv's compiled ops.
+PEERS = {"torchvision": "torchvision", "Detectron2": "detectron2.modeling", "MMDetection": "mmdet.models"}
 
 
 def peer(name: str) -> Any:
-    """The module of one of `PEERS`; None where its package is not installed."""
-    if optional(PEERS[name]) is None:
+    """The module of one of `PEERS`; None where its package cannot be imported."""
+    try:
+        import_module(PEERS[name])
+    except (ImportError, AssertionError):  # MMDetection asserts mmcv's version
         return None
     return import_module(f".{name.lower()}", __name__)
