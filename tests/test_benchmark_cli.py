@@ -22,6 +22,7 @@ from trimask.benchmarks.fresh import in_its_own_process
 from trimask.benchmarks.harness import Row, Samplers, compare
 from trimask.benchmarks.matching import Found
 from trimask.benchmarks.networks import random_detectron2, random_mmdetection
+from trimask.benchmarks.peers import PEERS, peer
 from trimask.benchmarks.peers import detectron2 as detectron2_peer
 from trimask.benchmarks.peers import mmdetection as mmdetection_peer
 from trimask.benchmarks.peers import torchvision as torchvision_peer
@@ -430,6 +431,13 @@ def test_mmdetection_runs_what_means_the_same_there() -> None:
     assert mmdetection_peer.unlike(detectron2(("a",), (1,))) == "input, pool"
     two = replace(config.anchors, sizes=((32.0, 64.0),) * 5)
     assert mmdetection_peer.unlike(replace(config, anchors=two)) == "anchors"
+
+
+def test_a_peer_that_cannot_be_imported_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torchvision")
+    assert peer("torchvision") is torchvision_peer
+    monkeypatch.setitem(PEERS, "torchvision", "torchvision.no_such_part")
+    assert peer("torchvision") is None
 
 
 PEER_WEIGHTS = {"Detectron2": ("detectron2", random_detectron2), "MMDetection": ("mmdet", random_mmdetection)}
