@@ -75,6 +75,9 @@ def test_an_interrupted_run_ends_as_a_straight_one(tmp_path: Path, data: CocoDat
 def test_tensorboard_has_the_metrics_of_an_interrupted_run_once(tmp_path: Path, data: CocoDataset) -> None:
     accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     trainer(tmp_path, data, replace(SIX, log_every=1), watch=stop_at(3)).run()
+    # Files are read by their names, which begin with the second: the second run is not in the same one.
+    (file,) = (tmp_path / "tensorboard").iterdir()
+    file.rename(file.with_name("events.out.tfevents.0000000001.earlier"))
     trainer(tmp_path, data, replace(SIX, log_every=1), start=begin(seed=9), resume=True).run()
     events = accumulators.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     for name in ("loss", "mask", "learning_rate"):
