@@ -99,7 +99,8 @@ def run(threads: int, quick: bool, minutes: float = MINUTES, data: Data | None =
             raise ImportError(f"export: expected {package}, which writes the files; pip install 'trimask[onnx]'")
     chosen, data = (QUICK,) if quick else CASES, data or Data()
     planned = (
-        Planned("export", case.name, case.seconds, partial(_rows, case, threads, quick, data), 10) for case in chosen
+        Planned("export", case.name, case.seconds, partial(_rows, case, threads, quick, data), calls=10)
+        for case in chosen
     )
     yield from bounded(planned, threads, quick, 60 * minutes)
 

@@ -112,7 +112,8 @@ def run(threads: int, quick: bool, minutes: float = MINUTES) -> Iterator[list[Ro
         raise ImportError("models: expected scikit-image, whose sample portrait is the input; pip install scikit-image")
     chosen = (QUICK,) if quick else CASES
     planned = (
-        Planned("models", case.name, case.seconds, partial(_rows, case, threads, quick), _CALLS) for case in chosen
+        Planned("models", case.name, case.seconds, partial(_rows, case, threads, quick), calls=_CALLS)
+        for case in chosen
     )
     yield from bounded(planned, threads, quick, 60 * minutes)
 

@@ -80,7 +80,7 @@ def run(threads: int, quick: bool, minutes: float = MINUTES) -> Iterator[list[Ro
         return comparison(case).rows(threads, quick, rounds=10 if case.model == "people" else 7, seconds=math.inf)
 
     chosen = (QUICK,) if quick else CASES
-    planned = (Planned("training", case.name, case.seconds, partial(rows, case), 12) for case in chosen)
+    planned = (Planned("training", case.name, case.seconds, partial(rows, case), calls=12) for case in chosen)
     yield from bounded(planned, threads, quick, 60 * minutes)
 
 

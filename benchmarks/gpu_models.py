@@ -30,7 +30,6 @@ from .harness import Row
 from .installed import optional
 from .matching import AUTOCAST, BFLOAT16, EXACT, FLOAT16, Found, Tolerance, disagreement, summary
 from .networks import random_resnet, without_masks
-from .peers import peer
 from .peers import torchvision as peers_torchvision
 from .samples import photographs
 from .usage import usage
@@ -163,7 +162,7 @@ def _lean(depth: int, masks: bool, limits: tuple[int, int], device: str, dtype: 
 
 @cache
 def _twin(depth: int, masks: bool, limits: tuple[int, int], device: str) -> Any:
-    model: Any = peer("torchvision").twin(_network(depth, True, limits))
+    model: Any = peers_torchvision.twin(_network(depth, True, limits))
     if not masks:
         heads = model.roi_heads
         heads.mask_roi_pool = heads.mask_head = heads.mask_predictor = None

@@ -1,5 +1,6 @@
 """Whole models for the benchmarks."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -29,8 +30,7 @@ def random_resnet(depth: int = 50, proposals: int = 1000, detections: int = 100)
 
 def random_detectron2(depth: int = 50) -> MaskRCNN:
     """Detectron2's R-CNN FPN baseline with random weights that find as many objects as they may."""
-    config = detectron2(tuple(f"class {i}" for i in range(1, 81)), tuple(range(1, 81)))
-    model = drawn(replace(config, backbone=replace(config.backbone, blocks=BLOCKS[depth])))  # type: ignore[arg-type]
+    model = _of_eighty_classes(detectron2, depth)
     stem: Any = model.backbone.stem
     with torch.no_grad():
         stem.conv.weight /= 58  # inputs that no standard deviation divides
@@ -39,7 +39,11 @@ def random_detectron2(depth: int = 50) -> MaskRCNN:
 
 def random_mmdetection(depth: int = 50) -> MaskRCNN:
     """MMDetection's Mask R-CNN, pytorch style, with such weights."""
-    config = mmdet(tuple(f"class {i}" for i in range(1, 81)), tuple(range(1, 81)))
+    return _of_eighty_classes(mmdet, depth)
+
+
+def _of_eighty_classes(preset: Callable[..., MaskRCNNConfig], depth: int) -> MaskRCNN:
+    config = preset(tuple(f"class {i}" for i in range(1, 81)), tuple(range(1, 81)))
     return drawn(replace(config, backbone=replace(config.backbone, blocks=BLOCKS[depth])))  # type: ignore[arg-type]
 
 

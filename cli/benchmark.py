@@ -119,10 +119,10 @@ def _choose_gpu(device: str | None) -> None:
 
     from ..benchmarks.bench_gpu import require
 
-    index = torch.device(device).index if device else None
-    if index is not None:
+    chosen = torch.device(device or "cpu")
+    if chosen.type == "cuda" and chosen.index is not None:
         require("cuda")
-        torch.cuda.set_device(index)
+        torch.cuda.set_device(chosen)
 
 
 def _check(options: argparse.Namespace) -> None:
