@@ -29,6 +29,7 @@ __all__ = [
     "Case",
     "SeededSampler",
     "comparison",
+    "learning",
     "make_steps",
     "relative_disagreement",
     "run",
@@ -101,7 +102,7 @@ class SeededSampler:
         """Labels [N] of each picture, 0 for background and below for neither -> masks of the chosen, uint8 [N]."""
         chosen: tuple[list[Tensor], list[Tensor]] = ([], [])
         for seed, label, last in zip(self.seeds.split(1), labels, self.objects, strict=True):
-            keys = torch.cat([draw(seed, self.first, len(label) - last), draw(seed, OBJECTS, last)], 1)[0]
+            keys = torch.cat(draw(seed, (self.first, len(label) - last), (OBJECTS, last)), 1)[0]
             order = keys.argsort(descending=True)
             foreground = order[label[order] >= 1][: self.positives]
             background = order[label[order] == 0][: self.total - len(foreground)]
@@ -150,7 +151,7 @@ def trimask_step(case: Case, device: torch.device = CPU, autocast: torch.dtype |
     """Our step, ready to be called: it gives the terms of the loss."""
     image, seeds, targets = _batch(case, device)
     sizes = torch.tensor([case.size] * case.batch).to(device)
-    model = _learning(_source(case)).to(device)
+    model = learning(_source(case)).to(device)
     ours = partial(losses, model, image, sizes, targets, LossConfig.TORCHVISION, seeds=seeds)
     return _step(model, ours, device, autocast)
 
@@ -189,11 +190,11 @@ def comparison(case: Case) -> Comparison:
     return Comparison("training", case.name, make_steps(case), relative_disagreement)
 
 
-def _learning(model: MaskRCNN) -> MaskRCNN:
-    """All but the norms."""
+def learning(model: MaskRCNN) -> MaskRCNN:
+    """All but the norms, which keep their statistics."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
-            module.requires_grad_(False)
+            module.requires_grad_(False).eval()
     return model.to(memory_format=torch.channels_last)
 
 

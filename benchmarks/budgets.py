@@ -28,7 +28,8 @@ from ..engine.inference.graph import optimize, run_lengths
 from ..engine.inference.predictor import Predictor
 from ..engine.model.checkpoints import load_model
 from ..engine.model.files import write_whole
-from ..engine.model.mask_rcnn import MaskRCNN
+from ..engine.model.losses import LossConfig, Targets, losses
+from ..engine.model.mask_rcnn import MaskRCNN, no_mark
 from ..engine.model.presets import torchvision_v1
 from ..engine.pictures.preprocess import make_batch
 from ..kernels import pyramid_roi_align
@@ -114,6 +115,35 @@ def _training() -> Counts:
     return counts
 
 
+def _resnet50_training() -> Counts:
+    """The losses of eight pictures and their gradients, in the fixed shapes of a GPU: an operation is a launch or more.
+
+    On torch's device without memory, and without the launches of an operation's own parts.
+    """
+    batch, objects, size = 8, 8, (800, 1344)
+    with torch.device("meta"):
+        model = MaskRCNN(torchvision_v1(tuple(map(str, range(90))), tuple(range(90)))).train()
+        image = torch.empty(batch, 3, *size, memory_format=torch.channels_last)
+        sizes = torch.empty(batch, 2, dtype=torch.int64)
+        seeds, count = torch.empty(2, batch, dtype=torch.int64)
+        labels = torch.empty(batch, objects, dtype=torch.int64)
+        masks = torch.empty(batch, objects, *size, dtype=torch.uint8)
+        targets = Targets(torch.empty(batch, objects, 4), labels, labels.bool(), count, masks)
+    bench_training.learning(model)
+
+    def step(mark: Callable[[str], None] = no_mark) -> None:
+        model.zero_grad()
+        terms = losses(model, image, sizes, targets, LossConfig.TORCHVISION, seeds=seeds)
+        mark("losses")
+        torch.stack(list(terms.values())).sum().backward()
+        mark("gradients")
+
+    step()  # what is constant is computed once
+    with counting() as counts:
+        step(counts.mark)
+    return counts
+
+
 def _roi_align() -> Counts:
     """The op's body on a CPU, on recorded proposals. The bodies in numpy are not torch's to count."""
     seen = cases.recording(cases.RECORDED[0])
@@ -129,6 +159,7 @@ SUBJECTS: dict[str, Callable[[], Counts]] = {
     "people, launches of a GPU": _people_gpu,
     "ResNet-50 FPN, launches of a GPU": _resnet50_gpu,
     "people, a step of training": _training,
+    "ResNet-50 FPN, a step of training on a GPU": _resnet50_training,
     "RoIAlign of 100 proposals, CPU": _roi_align,
 }
 

@@ -1,5 +1,9 @@
 """A convolution with a norm, as training computes it."""
 
+import copy
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -24,6 +28,41 @@ def test_a_frozen_norm_in_training_has_the_gradients_of_a_norm(rng: torch.Genera
     torch.testing.assert_close(
         torch.autograd.grad(found, inputs, grad), torch.autograd.grad(expected, inputs, grad), rtol=1e-10, atol=1e-10
     )
+
+
+def change_in_place(layer: ConvNorm) -> None:
+    layer.norm.running_var.mul_(3)
+
+
+def learn(layer: ConvNorm) -> None:
+    layer.norm.requires_grad_(True)
+    layer.norm.bias.grad = torch.ones_like(layer.norm.bias)
+    torch.optim.SGD([layer.norm.bias], lr=0.5).step()
+    layer.norm.requires_grad_(False)
+
+
+def load(layer: ConvNorm, **options: bool) -> None:
+    layer.load_state_dict({name: x + 1 for name, x in layer.state_dict().items()}, **options)
+
+
+def replace(layer: ConvNorm) -> None:
+    load(layer, assign=True)
+
+
+@pytest.mark.parametrize("change", [change_in_place, learn, load, replace, nn.Module.double, copy.deepcopy])
+def test_a_norm_that_does_not_learn_follows_its_tensors(change: Callable[[Any], Any], rng: torch.Generator) -> None:
+    layer = ConvNorm(3, 4, 3, norm_eps=1e-3).eval()
+    layer.norm.requires_grad_(False)
+    x = torch.randn(2, 3, 8, 9, generator=rng)
+    before, known = layer(x), layer._affine
+    layer(x)
+    assert layer._affine is known
+    layer = change(layer) or layer
+    x = x.to(layer.conv.weight.dtype)
+    found = layer(x)
+    assert layer._affine is not known
+    torch.testing.assert_close(found, layer.norm(layer.conv(x)))
+    assert torch.equal(found.float(), before) == (change is copy.deepcopy)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ LIMITS = {"foreground": 0.7, "background": 0.3, "favourites": False, "crowd_thre
 
 
 def matched(objects: Tensor, real: list[bool], crowd: list[bool], **options) -> list[int]:
-    return match(BOXES, objects, torch.tensor(real), torch.tensor(crowd), **{**LIMITS, **options}).tolist()
+    rows = BOXES, objects, torch.tensor(real), torch.tensor(crowd)
+    return match(*(x[None] for x in rows), **{**LIMITS, **options})[0].tolist()
 
 
 def test_thresholds_are_those_of_the_paper() -> None:
@@ -40,14 +41,14 @@ def test_a_crowd_hides_background_alone() -> None:
 
 def test_keys_are_distinct_and_depend_on_seed_and_row_alone(seed: int) -> None:
     seeds = torch.tensor([seed, seed + 1, seed + (1 << 32), -1])
-    keys = draw(seeds, ANCHORS, 100_000)
+    keys, other = draw(seeds, (ANCHORS, 100_000), (PROPOSALS, 300))
     assert keys.min() >= 0
     assert keys.max() < 1 << 32
     assert all(len(row.unique()) == len(row) for row in keys)
-    assert torch.equal(draw(seeds[1:2], 500, 70)[0], keys[1, 500:570])
-    assert len(torch.cat([draw(seeds[:1], first, 10_000) for first in (ANCHORS, PROPOSALS, OBJECTS)], 1).unique()) == (
-        30_000
-    )
+    assert torch.equal(draw(seeds[1:2], (500, 70))[0], keys[1:2, 500:570])
+    assert torch.equal(draw(seeds, (PROPOSALS, 300))[0], other)
+    kinds = draw(seeds[:1], *((first, 10_000) for first in (ANCHORS, PROPOSALS, OBJECTS)))
+    assert len(torch.cat(kinds, 1).unique()) == 30_000
     # Neighbouring seeds are as good as any: correlations have a standard deviation of 1 / sqrt(100,000).
     assert (torch.corrcoef(keys.double()) - torch.eye(4)).abs().max() < 6 * 100_000**-0.5
     bits = (keys[..., None] >> torch.arange(32)) & 1
@@ -59,7 +60,7 @@ def test_keys_are_distinct_and_depend_on_seed_and_row_alone(seed: int) -> None:
 )
 def test_a_sample_is_filled_up_by_the_background(foreground: int, background: int, chosen: tuple[int, int]) -> None:
     matches = torch.tensor([[3] * foreground + [BACKGROUND] * background + [NEITHER] * 30])
-    found = sample(matches, 10, 4, draw(torch.tensor([1]), 0, matches.shape[1]))
+    found = sample(matches, 10, 4, *draw(torch.tensor([1]), (0, matches.shape[1])))
     assert found.index.shape == (1, min(10, matches.shape[1]))
     assert found.foreground.sum() == chosen[0]
     assert found.there.sum() == sum(chosen)
@@ -73,6 +74,6 @@ def test_a_sample_is_filled_up_by_the_background(foreground: int, background: in
 def test_every_box_is_drawn_as_often(seed: int) -> None:
     """Of 6 and 18, 2 and 6 each: a third. 4 sigma of 6000 draws, of 24 boxes, fail once in 700 runs; 6, never."""
     matches = torch.tensor([[0] * 6 + [BACKGROUND] * 18]).expand(6000, -1)
-    found = sample(matches, 8, 2, draw(seed + torch.arange(6000), 0, 24))
+    found = sample(matches, 8, 2, *draw(seed + torch.arange(6000), (0, 24)))
     often = torch.bincount(found.index.flatten(), minlength=24) / 6000
     assert (often - 1 / 3).abs().max() < 6 * (2 / 9 / 6000) ** 0.5

@@ -39,9 +39,9 @@ class Anchors(nn.Module):
         """
         rows, columns = feature_size
         down, right = self.stride(level, feature_size, padded_size)
-        y = torch.arange(rows, device=self.cells.device) * down
-        x = torch.arange(columns, device=self.cells.device) * right
-        shift = torch.stack([x.expand(rows, -1), y[:, None].expand(-1, columns)], -1).repeat(1, 1, 2)  # [h, w, 4]
+        y = torch.arange(0, rows * down, down, device=self.cells.device)[:, None].expand(-1, columns)
+        x = torch.arange(0, columns * right, right, device=self.cells.device).expand(rows, -1)
+        shift = torch.stack([x, y, x, y], -1)  # [h, w, 4]
         return (self.cells[level] + shift[:, :, None]).flatten(0, 2)
 
     def stride(self, level: int, feature_size: tuple[int, int], padded_size: tuple[int, int]) -> tuple[int, int]:

@@ -58,14 +58,16 @@ def area(boxes: Tensor) -> Tensor:
 
 
 def intersection(a: Tensor, b: Tensor) -> Tensor:
-    """The area that every pair shares: [N, 4], [M, 4] -> [N, M]."""
-    left, top, right, bottom = a[..., None].unbind(1)  # [N, 1] each; coordinate by coordinate, torch has long rows
-    width = torch.minimum(right, b[:, 2]) - torch.maximum(left, b[:, 0])
-    height = torch.minimum(bottom, b[:, 3]) - torch.maximum(top, b[:, 1])
+    """The area that every pair shares: [..., N, 4], [..., M, 4] -> [..., N, M]."""
+    # [..., N, 1] and [..., 1, M] each; coordinate by coordinate, torch has long rows
+    left, top, right, bottom = a[..., None].unbind(-2)
+    to_left, to_top, to_right, to_bottom = b[..., None, :, :].unbind(-1)
+    width = torch.minimum(right, to_right) - torch.maximum(left, to_left)
+    height = torch.minimum(bottom, to_bottom) - torch.maximum(top, to_top)
     return width.clamp_(min=0) * height.clamp_(min=0)
 
 
 def iou(a: Tensor, b: Tensor) -> Tensor:
-    """Intersection over union of every pair: [N, 4], [M, 4] -> [N, M]."""
+    """Intersection over union of every pair: [..., N, 4], [..., M, 4] -> [..., N, M]."""
     shared = intersection(a, b)
-    return shared / (area(a)[:, None] + area(b)[None] - shared)
+    return shared / (area(a)[..., None] + area(b)[..., None, :] - shared)

@@ -1,5 +1,8 @@
 """The one building block of trunk, pyramid and heads."""
 
+import operator
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
@@ -22,6 +25,30 @@ def _trains_by_winograd(x: Tensor, weight: Tensor) -> bool:
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
     )
+
+
+class _Affine(NamedTuple):
+    """What a norm with frozen statistics does to each channel, computed from tensors as they were at some versions."""
+
+    scale: Tensor
+    shift: Tensor
+    tensors: tuple[Tensor, ...]
+    versions: tuple[int, ...]
+
+    @classmethod
+    def of(cls, norm: nn.BatchNorm2d, known: "_Affine | None") -> "_Affine":
+        """``known`` where nothing has changed since: a norm that does not learn costs no launches in a step."""
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        tensors = norm.weight, norm.bias, norm.running_mean, norm.running_var
+        constant = not (
+            torch.compiler.is_compiling() or any(x.requires_grad or x.is_inference() for x in tensors)
+        )  # a compiler's tensors, and those of inference mode, have no versions
+        versions = tuple(x._version for x in tensors) if constant else ()
+        if known and versions and versions == known.versions and all(map(operator.is_, tensors, known.tensors)):
+            return known
+        scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+        return cls(scale, norm.bias - norm.running_mean * scale, tensors, versions)
 
 
 def relu() -> nn.Module:
@@ -50,6 +77,7 @@ class ConvNorm(nn.Module):
         self.conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=norm_eps is None)
         self.norm = None if norm_eps is None else nn.BatchNorm2d(outputs, norm_eps)
         self.activation = activation
+        self._affine: _Affine | None = None
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         if self.norm is not None and not self.norm.training and torch.is_grad_enabled():
@@ -68,12 +96,10 @@ class ConvNorm(nn.Module):
         The norm would pass over the whole map, and its backward again; the weights are few. Its own weight and bias
         learn all the same, where they are to.
         """
-        norm = self.norm
-        assert norm is not None
-        assert norm.running_mean is not None
-        assert norm.running_var is not None
-        scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
-        return self.conv.weight * scale[:, None, None, None], norm.bias - norm.running_mean * scale
+        assert self.norm is not None
+        affine = _Affine.of(self.norm, self._affine)
+        self._affine = affine if affine.versions else None
+        return self.conv.weight * affine.scale[:, None, None, None], affine.shift
 
     def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if self.suits_winograd and _trains_by_winograd(x, weight):

@@ -25,6 +25,8 @@ from .trimming import compact, live_rows
 
 __all__ = ["LossConfig", "Targets", "losses"]
 
+PAIRS = 1 << 25  # of boxes and objects that are compared at once, 128 MiB an array; a single picture may have more
+
 
 class Targets(NamedTuple):
     """The objects of a batch in the frame of the network's input, padded to a common G of at least 1.
@@ -93,17 +95,20 @@ def losses(
     logits, deltas = model.rpn(pyramid)
     sizes = [(x.shape[2], x.shape[3]) for x in pyramid]
     anchors = torch.cat([model.rpn.anchors.grid(level, size, padded) for level, size in enumerate(sizes)])  # [N, 4]
-    sampled, sums = _rpn_losses(torch.cat(logits, 1), torch.cat(deltas, 1), anchors, objects, config, seeds)
 
     with torch.no_grad():
         training = replace(model.config.rpn, pre_nms=config.pre_nms, post_nms=config.post_nms)
         proposals, count = model.rpn.select(logits, deltas, sizes, padded, image_sizes, config=training)
         proposals = proposals[:, : live_rows(count, proposals.shape[1])]
-        rois = _sample_rois(proposals, count, objects, config, seeds)
-        counts = torch.stack([sampled.sum(), rois.there.sum(), rois.foreground.sum()]).float()
-        if average is not None:
-            counts = average(counts)
-        anchor_count, roi_count, positive_count = torch.where(counts > 0, counts, 1.0)
+        candidates = len(anchors), proposals.shape[1], objects.boxes.shape[1]
+        anchor_keys, *roi_keys = draw(seeds, *zip((ANCHORS, PROPOSALS, OBJECTS), candidates, strict=True))
+        rois = _sample_rois(proposals, count, objects, config, roi_keys)
+
+    sampled, sums = _rpn_losses(torch.cat(logits, 1), torch.cat(deltas, 1), anchors, objects, config, anchor_keys)
+    counts = torch.stack([sampled.sum(), rois.there.sum(), rois.foreground.sum()]).float()
+    if average is not None:
+        counts = average(counts)
+    anchor_count, roi_count, positive_count = torch.where(counts > 0, counts, 1.0)
     if not config.rpn_mean:
         anchor_count = torch.full_like(anchor_count, len(image) * config.rpn_samples)
 
@@ -141,10 +146,12 @@ class _Objects(NamedTuple):
     ) -> Tensor:
         """For boxes [N, 4] of every picture, or [B, N, 4] of each, their objects as in :func:`match`; [B, N]."""
         boxes = boxes.expand(len(self.boxes), -1, 4)
-        return torch.stack(  # by picture: all pairs of boxes and objects are there at once
+        at_once = max(1, PAIRS // (boxes.shape[1] * self.boxes.shape[1]))  # pictures
+        parts = zip(*(x.split(at_once) for x in (boxes, self.boxes, self.real, self.crowd)), strict=True)
+        return torch.cat(
             [
-                match(*rows, foreground=foreground, background=background, favourites=favourites, crowd_threshold=crowd)
-                for rows in zip(boxes, self.boxes, self.real, self.crowd, strict=True)
+                match(*part, foreground=foreground, background=background, favourites=favourites, crowd_threshold=crowd)
+                for part in parts
             ]
         )
 
@@ -155,14 +162,13 @@ def _rpn_losses(
     anchors: Tensor,  # [N, 4]
     objects: _Objects,
     config: LossConfig,
-    seeds: Tensor,  # [B]
+    keys: Tensor,  # [B, N]
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Which anchors are sampled, bool [B, S], and the sums of the terms over them."""
     matches = objects.match(
         anchors, config.rpn_foreground, config.rpn_background, favourites=True, crowd=config.crowd_threshold
     )
     positives = int(config.rpn_samples * config.rpn_positive)
-    keys = draw(seeds, ANCHORS, matches.shape[1])
     index, foreground, there = sample(matches, config.rpn_samples, positives, keys)  # [B, S]
     scores = _wide(logits.gather(1, index))
     classification = F.binary_cross_entropy_with_logits(scores, foreground.to(scores.dtype), reduction="none")
@@ -196,18 +202,17 @@ def _sample_rois(
     count: Tensor,  # [B]
     objects: _Objects,
     config: LossConfig,
-    seeds: Tensor,  # [B]
+    keys: list[Tensor],  # [B, R] and [B, G]
 ) -> _RoIs:
-    keys = draw(seeds, PROPOSALS, proposals.shape[1])
     there = torch.arange(proposals.shape[1], device=count.device) < count[:, None]
     if config.add_objects:
         proposals, there = torch.cat([proposals, objects.boxes], 1), torch.cat([there, objects.real], 1)
-        keys = torch.cat([keys, draw(seeds, OBJECTS, objects.real.shape[1])], 1)
     matches = objects.match(
         proposals, config.roi_foreground, config.roi_foreground, favourites=False, crowd=config.crowd_threshold
     )
     positives = int(config.roi_samples * config.roi_positive)
-    index, foreground, there = sample(torch.where(there, matches, NEITHER), config.roi_samples, positives, keys)
+    key = torch.cat(keys, 1)[:, : there.shape[1]]
+    index, foreground, there = sample(torch.where(there, matches, NEITHER), config.roi_samples, positives, key)
     used = live_rows(there.sum(1), there.shape[1])
     index, foreground, there = index[:, :used], foreground[:, :used], there[:, :used]
     matched = matches.gather(1, index).clamp(min=0)

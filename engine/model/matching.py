@@ -26,13 +26,13 @@ def match(
     favourites: bool,
     crowd_threshold: float | None,
 ) -> Tensor:
-    """For each box of one picture the index of its object, :data:`BACKGROUND` or :data:`NEITHER`; int64 [N].
+    """For each box of a picture the index of its object, :data:`BACKGROUND` or :data:`NEITHER`; int64 [B, N].
 
     Args:
-        boxes: [N, 4].
-        objects: [G, 4].
-        real: bool [G], objects that can be learned; other rows match nothing.
-        crowd: bool [G], rows that are regions to ignore.
+        boxes: [B, N, 4].
+        objects: [B, G, 4].
+        real: bool [B, G], objects that can be learned; other rows match nothing.
+        crowd: bool [B, G], rows that are regions to ignore.
         foreground: IoU from which on a box takes the object that it overlaps most.
         background: IoU below which it is background.
         favourites: a box that an object overlaps most, if at all, is foreground whatever their IoU; it takes the
@@ -40,16 +40,16 @@ def match(
         crowd_threshold: a box of the background is neither, where more than this share of its area lies in a crowd's
             box; None counts it as background.
     """
-    shared, area = B.intersection(objects, boxes), B.area(boxes)  # [G, N], [N]
-    overlap = shared / (B.area(objects)[:, None] + area - shared)
-    overlap.masked_fill_(~real[:, None], -1.0)
-    best, nearest = overlap.max(0)
+    shared, area = B.intersection(objects, boxes), B.area(boxes)[:, None]  # [B, G, N], [B, 1, N]
+    overlap = shared / (B.area(objects)[..., None] + area - shared)
+    overlap.masked_fill_(~real[..., None], -1.0)
+    best, nearest = overlap.max(1)
     found = torch.where(best >= foreground, nearest, torch.where(best < background, BACKGROUND, NEITHER))
     if favourites:
-        most = overlap.amax(1, keepdim=True)
-        found = torch.where(((overlap == most) & (most > 0)).any(0), nearest, found)
+        most = overlap.amax(2, keepdim=True)
+        found = torch.where(((overlap == most) & (most > 0)).any(1), nearest, found)
     if crowd_threshold is not None:
-        covered = (shared / area).masked_fill_(~crowd[:, None], 0.0).amax(0) > crowd_threshold
+        covered = (shared / area).masked_fill_(~crowd[..., None], 0.0).amax(1) > crowd_threshold
         found = torch.where(covered & (found == BACKGROUND), NEITHER, found)
     return found
 
@@ -68,20 +68,20 @@ class Sample(NamedTuple):
     there: Tensor
 
 
-def draw(seeds: Tensor, first: int, rows: int) -> Tensor:
-    """Random keys for rows of pictures, by which to choose among them; int64 [B, rows] from 0 up to :data:`KEYS`.
+def draw(seeds: Tensor, *kinds: tuple[int, int]) -> list[Tensor]:
+    """Random keys for rows of pictures, by which to choose among them: for each kind int64 [B, rows], 0 to `KEYS` - 1.
 
     A key is a function of its picture's seed and its row alone, the same on every device, whatever else is in the
-    batch. No two rows of a picture have the same.
+    batch. No two rows of a picture have the same. Kinds are drawn at once, in as many operations as one.
 
     Args:
         seeds: int64 [B].
-        first: the number of the first row; rows of other kinds have other numbers, and so other keys.
-        rows: how many.
+        kinds: (first, rows): the number of the first row, and how many. Rows of other kinds have other numbers, and so
+            other keys.
     """
     seed = _mix(_mix(seeds & _ALL) ^ (seeds >> 32 & _ALL))[:, None]
-    row = torch.arange(first, first + rows, device=seeds.device)
-    return _mix(_mix(row + seed & _ALL) ^ seed)
+    row = torch.cat([torch.arange(first, first + rows, device=seeds.device) for first, rows in kinds])
+    return list(_mix(_mix(row + seed & _ALL) ^ seed).split([rows for _, rows in kinds], 1))
 
 
 def _mix(x: Tensor) -> Tensor:

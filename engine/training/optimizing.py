@@ -11,7 +11,7 @@ from ..model.backbone import MobileNetV2
 from ..model.mask_rcnn import MaskRCNN
 from .config import TrainConfig
 
-__all__ = ["MovingAverage", "freeze", "learning_rate", "make_optimizer", "training_mode"]
+__all__ = ["MovingAverage", "freeze", "learning_rate", "make_optimizer", "norms", "training_mode"]
 
 WARMUP_FACTOR = 1e-3
 
@@ -67,9 +67,14 @@ def freeze(model: MaskRCNN, config: TrainConfig, reused: Iterable[str]) -> None:
 def training_mode(model: MaskRCNN) -> None:
     """Training mode, but for the norms whose gradients are stopped: they keep their statistics."""
     model.train()
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and not module.weight.requires_grad:
-            module.eval()
+    for norm in norms(model):
+        if not norm.weight.requires_grad:
+            norm.eval()
+
+
+def norms(model: nn.Module) -> list[nn.Module]:
+    """The batch norms of a model, synchronised or not."""
+    return [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
 
 
 class MovingAverage:

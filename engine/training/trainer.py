@@ -35,7 +35,7 @@ from .detection import detect
 from .distributed import Processes
 from .evaluate import evaluate, tools
 from .loading import Batch, loader
-from .optimizing import MovingAverage, freeze, learning_rate, make_optimizer, training_mode
+from .optimizing import MovingAverage, freeze, learning_rate, make_optimizer, norms, training_mode
 from .reporting import Reporter
 from .run_folder import Line, RunFolder
 from .starting import Start
@@ -127,7 +127,8 @@ class Trainer:
             model.fpn.compile()
         objective: nn.Module = _Objective(model, config, loss, processes)
         if processes.count > 1:
-            objective = DistributedDataParallel(objective, gradient_as_bucket_view=True)
+            live = any(x.weight.requires_grad for x in norms(model))  # the others' statistics are the same everywhere
+            objective = DistributedDataParallel(objective, gradient_as_bucket_view=True, broadcast_buffers=live)
         self.objective = objective
         self.iteration = 0
         self._window = _Window()
