@@ -16,9 +16,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,6 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from ..model.loss_config import TERMS, LossConfig
-from ..model.losses import losses
 from ..model.mask_rcnn import MaskRCNN
 from .augment import Augment
 from .config import AugmentConfig, TrainConfig
@@ -35,7 +34,9 @@ from .detection import detect
 from .distributed import Processes
 from .evaluate import evaluate, tools
 from .loading import Batch, loader
+from .objective import Objective
 from .optimizing import MovingAverage, freeze, learning_rate, make_optimizer, norms, training_mode
+from .readings import Reading, Window
 from .reporting import Reporter
 from .run_folder import Line, RunFolder
 from .starting import Start
@@ -125,15 +126,15 @@ class Trainer:
         if config.compile:
             model.backbone.compile()
             model.fpn.compile()
-        objective: nn.Module = _Objective(model, config, loss, processes)
+        objective: nn.Module = Objective(model, config, loss, processes)
         if processes.count > 1:
             live = any(x.weight.requires_grad for x in norms(model))  # the others' statistics are the same everywhere
             objective = DistributedDataParallel(objective, gradient_as_bucket_view=True, broadcast_buffers=live)
         self.objective = objective
         self.iteration = 0
-        self._window = _Window()
+        self._window = Window()
         self._since = time.perf_counter(), 0
-        self._late: deque[_Reading] = deque()
+        self._late: deque[Reading] = deque()
         self._best: tuple[float, int] | None = None
         self._without_better = 0
         self._summary: dict[str, float] = {}
@@ -212,7 +213,7 @@ class Trainer:
             pin_memory=self.processes.device.type == "cuda",
         )
 
-    def _update(self, batches: Iterator[Batch], stop: Stop) -> "_Reading":
+    def _update(self, batches: Iterator[Batch], stop: Stop) -> Reading:
         """One update of the weights, started but perhaps not done yet."""
         config, device = self.config, self.processes.device
         rate = learning_rate(config, self.iteration)
@@ -233,7 +234,7 @@ class Trainer:
         norm = self._step()
         asked = torch.full_like(norm, float(bool(stop)))
         values = self.processes.average(torch.cat([torch.stack(sums).mean(0), torch.stack([norm, asked])]))
-        return _Reading.of(values, self.iteration, paths)
+        return Reading.of(values, self.iteration, paths)
 
     def _seeds(self, number: int, pictures: int) -> Tensor:
         """What is sampled in each picture of this process's part of a batch, the first batch being 0; int64 [B]."""
@@ -257,7 +258,7 @@ class Trainer:
             self.average.update(self.model, self.iteration)
         return norm.detach().float()
 
-    def _look(self, reading: "_Reading", stop: Stop) -> str:
+    def _look(self, reading: Reading, stop: Stop) -> str:
         """Take in an update's losses; why to stop, if it is so."""
         *terms, norm, asked = reading.wait()
         if not all(map(math.isfinite, terms)):
@@ -317,7 +318,7 @@ class Trainer:
         line |= {"seconds": (time.perf_counter() - began) / (self.iteration - iteration)}
         if self.processes.device.type == "cuda":
             line["memory_gib"] = torch.cuda.max_memory_allocated(self.processes.device) / 2**30
-        self._window, self._since = _Window(), (time.perf_counter(), self.iteration)
+        self._window, self._since = Window(), (time.perf_counter(), self.iteration)
         return line
 
     def _log(self, line: Line) -> None:
@@ -354,76 +355,10 @@ class Trainer:
         self.average.model.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
-        self._window = _Window(**state["window"])
+        self._window = Window(**state["window"])
         self._best = state["best"] and tuple(state["best"])
         self._without_better = state["without_better"]
         self._summary = state["summary"]
-
-
-@dataclass
-class _Window:
-    """Sums of what updates gave."""
-
-    sums: list[float] = field(default_factory=list)
-    count: int = 0
-
-    def add(self, values: list[float]) -> None:
-        self.sums = [a + b for a, b in zip(self.sums or [0.0] * len(values), values, strict=True)]
-        self.count += 1
-
-    def mean(self) -> list[float]:
-        return [x / self.count for x in self.sums]
-
-
-class _Objective(nn.Module):
-    """The losses of a batch as one module, so that several processes can share the gradients; [terms]."""
-
-    def __init__(self, model: MaskRCNN, config: TrainConfig, loss: LossConfig, processes: Processes) -> None:
-        super().__init__()
-        self.model = model
-        self.config = config
-        self.loss = loss
-        self.processes = processes
-
-    def forward(self, batch: Batch, seeds: Tensor) -> Tensor:
-        config, device = self.config, batch.image.device
-        image = batch.image if config.channels_last else batch.image.contiguous()
-        dtype = getattr(torch, config.precision)
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            terms = losses(
-                self.model,
-                image,
-                batch.image_sizes,
-                batch.targets,
-                self.loss,
-                seeds=seeds,
-                average=self.processes.average,
-            )
-        return torch.stack([terms[name] for name in TERMS if name in terms])
-
-
-class _Reading(NamedTuple):
-    """What an update gave, on its way to the host: losses, the gradient's norm, whether a process was asked to stop."""
-
-    values: Tensor
-    ready: Any  # the event of the copy's end; None where values are there
-    iteration: int
-    paths: list[str]
-
-    @classmethod
-    def of(cls, values: Tensor, iteration: int, paths: list[str]) -> "_Reading":
-        if values.device.type != "cuda":
-            return cls(values, None, iteration, paths)
-        host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
-        host.copy_(values, non_blocking=True)
-        ready = torch.cuda.Event()
-        ready.record()
-        return cls(host, ready, iteration, paths)
-
-    def wait(self) -> list[float]:
-        if self.ready is not None:
-            self.ready.synchronize()
-        return self.values.tolist()
 
 
 def _check(
