@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..engine.inference.capture import WORTH_IT
 from ..engine.inference.graph import optimize, run_lengths
 from ..engine.model.checkpoints import load_model
 from ..engine.model.mask_rcnn import Detections, MaskRCNN
@@ -32,7 +33,7 @@ from .matching import AUTOCAST, BFLOAT16, EXACT, FLOAT16, Found, Tolerance, disa
 from .networks import random_resnet, without_masks
 from .peers import torchvision as peers_torchvision
 from .samples import photographs
-from .usage import usage
+from .usage import slower_in_a_graph, usage
 
 __all__ = ["DTYPES", "Point", "cases", "cells", "compiled_cases", "grid"]
 
@@ -245,12 +246,14 @@ def _point(bench: Bench, point: Point, left: list[str], corner: bool = True) -> 
         limits = {} if corner else {"rounds": _ROUNDS, "seconds": _SECONDS}
         rows = _compare(bench, "models", str(point), implementations, point, expected, **limits)
         ours = implementations["trimask"]
-        return [
-            replace(row, **usage(bench, call, point.batch, staged=call if call is ours else None, profiled=corner))
-            if row.p50_ms
-            else row
-            for row, call in zip(rows, implementations.values(), strict=True)
-        ]
+        for i, (row, call) in enumerate(zip(rows, implementations.values(), strict=True)):
+            if row.p50_ms is None:
+                continue
+            fields = usage(bench, call, point.batch, staged=call if call is ours else None, profiled=corner)
+            if row.captured and row.call_ms and row.p50_ms > WORTH_IT * row.call_ms:
+                fields["note"] = "; ".join(filter(None, [row.note, slower_in_a_graph(call)]))
+            rows[i] = replace(row, **fields)
+        return rows
 
 
 def _expected(twin: Any, images: list[Tensor], point: Point) -> list[Found] | None:

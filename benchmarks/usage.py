@@ -1,6 +1,7 @@
 """What a call takes beside its time: launches, memory, and how its stages share the time."""
 
 import statistics
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -9,9 +10,11 @@ import torch
 from ..engine.inference.timing import stopwatch
 from .device import Bench
 
-__all__ = ["usage"]
+__all__ = ["slower_in_a_graph", "usage"]
 
 _ROUNDS = 7
+_NAMED = 3  # kernels that take longer in a graph
+_LONGEST_NAME = 60
 
 
 def usage(
@@ -56,14 +59,34 @@ def _stages(bench: Bench, call: Callable[..., Any]) -> dict[str, float]:
 
 def _launches(call: Callable[[], Any], pictures: int) -> float | None:
     """Kernels for each picture, copies and fills not counted; None where the profiler sees none."""
+    kernels = [event for event in _on_device(call) if not event.name.startswith(("Memcpy", "Memset"))]
+    return len(kernels) / pictures or None
+
+
+def _on_device(call: Callable[[], Any]) -> list[Any]:
+    """What the profiler sees on the GPU: kernels, copies and fills."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
         call()
         torch.cuda.synchronize()
-    kernels = [
+    return [
         event
         for event in profiler.events()
-        if event.device_type == torch.autograd.DeviceType.CUDA
-        and not getattr(event, "is_user_annotation", False)
-        and not event.name.startswith(("Memcpy", "Memset"))
+        if event.device_type == torch.autograd.DeviceType.CUDA and not getattr(event, "is_user_annotation", False)
     ]
-    return len(kernels) / pictures or None
+
+
+def slower_in_a_graph(call: Callable[[], Any]) -> str:
+    """Which kernels, copies and fills take longer in a CUDA graph than launched one by one, in words."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    graph.replay()
+    spent = []
+    for run in (call, graph.replay):
+        spent.append(Counter[str]())
+        for event in _on_device(run):
+            spent[-1][event.name] += event.time_range.elapsed_us() / 1e3
+    more = {name: ms - spent[0][name] for name, ms in spent[1].items()}
+    worst = sorted(more, key=lambda name: more[name], reverse=True)[:_NAMED]
+    named = (f"{name[:_LONGEST_NAME]} {spent[1][name]:.2f} ms, one by one {spent[0][name]:.2f}" for name in worst)
+    return "in the graph " + "; ".join(named)

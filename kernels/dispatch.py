@@ -7,9 +7,9 @@ from importlib.util import find_spec
 
 import torch
 
-__all__ = ["current_device", "use_triton"]
+__all__ = ["VARIABLE", "current_device", "use_triton"]
 
-_VARIABLE = "TRIMASK_KERNELS"
+VARIABLE = "TRIMASK_KERNELS"
 
 
 def use_triton(device: torch.device) -> bool:
@@ -24,9 +24,9 @@ def use_triton(device: torch.device) -> bool:
     Raises:
         ValueError: The variable holds something else.
     """
-    choice = os.environ.get(_VARIABLE) or "auto"
+    choice = os.environ.get(VARIABLE) or "auto"
     if choice not in ("auto", "torch", "triton"):
-        raise ValueError(f"{_VARIABLE}: expected auto, torch or triton, got {choice!r}")
+        raise ValueError(f"{VARIABLE}: expected auto, torch or triton, got {choice!r}")
     return choice == "triton" or (choice == "auto" and device.type == "cuda" and _has_triton())
 
 

@@ -12,6 +12,7 @@ Sums are float32 and rounded once.
 """
 
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +26,15 @@ __all__ = ["CONV_RELU", "add_bias", "conv_relu", "has_conv_relu", "pool_bias_rel
 
 def has_conv_relu(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether `conv_relu` is one kernel on a device."""
-    return device.type == "cuda" and torch.version.hip is None and dtype in (torch.float16, torch.bfloat16)
+    if device.type != "cuda" or torch.version.hip is not None:
+        return False
+    # cuDNN has bfloat16 from Ampere on; torch's own convolutions go another way before, these do not.
+    return dtype == torch.float16 or (dtype == torch.bfloat16 and _has_bfloat16(device))
+
+
+@cache
+def _has_bfloat16(device: torch.device) -> bool:
+    return not torch.cuda.is_available() or torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 @register("trimask::conv_relu")

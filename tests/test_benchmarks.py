@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, fields
 from pathlib import Path
 from types import SimpleNamespace
@@ -32,6 +33,7 @@ from trimask.benchmarks import (
     inputs,
     installed,
     machine,
+    usage,
 )
 from trimask.benchmarks.comparison import NEEDS_A_GPU
 from trimask.benchmarks.device import Bench, measure_ceilings
@@ -179,6 +181,25 @@ def test_figures_of_a_gpu_come_from_its_clock() -> None:
     assert "x floor" in shown(rows)
     assert "not captured" in line_of("trimask, packed", rows)
     assert "not captured" not in line_of("trimask ", rows)
+
+
+def test_what_takes_longer_in_a_graph_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a clock and a graph of its own; a GPU is needed for real ones."""
+
+    def event(name: str, microseconds: float) -> Any:
+        return SimpleNamespace(name=name, time_range=SimpleNamespace(elapsed_us=lambda: microseconds))
+
+    class Graph:
+        def replay(self) -> None: ...
+
+    one_by_one = [event("gemm", 2000.0), event("Memset (Device)", 100.0), event("Memset (Device)", 150.0)]
+    at_once = [event("gemm", 2100.0), event("Memset (Device)", 90_000.0)]
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph: nullcontext())
+    monkeypatch.setattr(usage, "_on_device", lambda call: at_once if call.__name__ == "replay" else one_by_one)
+    assert usage.slower_in_a_graph(lambda: None) == (
+        "in the graph Memset (Device) 90.00 ms, one by one 0.25; gemm 2.10 ms, one by one 2.00"
+    )
 
 
 def test_the_interval_of_a_median_covers_it_as_often_as_it_says() -> None:

@@ -1,6 +1,7 @@
 """Recording and replaying, on a recorder that needs no GPU: what is kept, whose results are whose, what is given up."""
 
 import gc
+import os
 import threading
 import warnings
 import weakref
@@ -63,6 +64,31 @@ def test_shapes_and_options_have_recordings_of_their_own() -> None:
         for width, factor in ((4, 2), (5, 2), (4, 3)):
             assert is_right(call(run, width, 1.5, factor), width, 1.5, factor)
     assert recorder.records == len(run) == 3
+
+
+@pytest.mark.parametrize(
+    "switch",
+    [
+        lambda on: torch.use_deterministic_algorithms(on, warn_only=True),
+        lambda on: setattr(torch.backends.cudnn, "allow_tf32", not on),
+        lambda on: torch.set_float32_matmul_precision("high" if on else "highest"),
+        lambda on: os.environ.update(TRIMASK_KERNELS="torch" if on else "auto"),
+    ],
+    ids=["deterministic", "convolutions", "products", "kernels"],
+)
+def test_what_a_program_switches_is_recorded_anew(
+    switch: Callable[[bool], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRIMASK_KERNELS", "auto")
+    recorder = FakeRecorder()
+    run = runner(recorder)
+    try:
+        for on, records in ((False, 1), (True, 2), (False, 2), (True, 2)):
+            switch(on)
+            assert is_right(call(run, 4, 1.0), 4, 1.0)
+            assert recorder.records == records
+    finally:
+        switch(False)
 
 
 def test_results_outlive_the_next_call_and_the_inputs_are_left_alone() -> None:

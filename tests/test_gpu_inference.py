@@ -17,6 +17,7 @@ from torch import Tensor
 from matching import differences, of_result, same
 from models import small_model
 from trimask import Predictor, Result
+from trimask.engine.inference import capture
 from trimask.engine.inference.capture import CudaRecorder, GraphRunner
 from trimask.engine.inference.timing import Stopwatch
 
@@ -255,6 +256,54 @@ def test_what_waits_runs_without_a_graph_and_spoils_no_other() -> None:
     for _ in range(2):
         assert (total(3), total(4), total(5), total(6)) == (3, 4, 5, 6)
     assert len(run) == 3
+
+
+def test_a_graph_slower_than_its_kernels_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = GraphRunner(
+        lambda x, mark: Sum(x.sum()), CudaRecorder(torch.device("cuda", torch.cuda.current_device())), size=2
+    )
+    times = iter([1.0, *[10.0] * capture.REPLAYS])
+
+    def milliseconds(enqueue: Callable[[], Any]) -> float:
+        enqueue()
+        return next(times)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(capture, "_milliseconds", milliseconds)
+        with pytest.warns(UserWarning, match="a graph takes 10 ms, its kernels one by one 1 ms"):
+            assert float(run((torch.ones(3, device="cuda"),), (), Stopwatch()).total) == 3
+    assert len(run) == 0
+    for width in (3, 4):
+        assert float(run((torch.ones(width, device="cuda"),), (), Stopwatch()).total) == width
+    assert len(run) == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_a_graph_outlives_the_thread_that_asked_for_it(dtype: torch.dtype, np_rng: np.random.Generator) -> None:
+    some = pictures(np_rng, 3)
+    ours, eager = (predictor(capture, dtype=dtype) for capture in (True, False))
+    wanted = eager.predict(some)
+    thread = threading.Thread(target=ours.predict, args=(some,))
+    thread.start()
+    thread.join()
+    gc.collect()
+    torch.cuda.empty_cache()
+    for _ in range(3):
+        assert all_same(ours.predict(some), wanted)
+
+
+@pytest.mark.parametrize("capture", [False, True])
+def test_memory_stays_as_it_is_over_calls_with_workers(capture: bool, np_rng: np.random.Generator) -> None:
+    ours, some = predictor(capture), pictures(np_rng, 6)
+    for _ in range(3):
+        ours.predict(some, workers=2)
+    gc.collect()
+    torch.cuda.synchronize()
+    reserved = torch.cuda.memory_reserved()
+    for _ in range(20):
+        ours.predict(some, workers=2)
+    torch.cuda.synchronize()
+    assert torch.cuda.memory_reserved() == reserved
 
 
 def test_a_product_of_matrices_on_another_stream_is_not_disturbed() -> None:

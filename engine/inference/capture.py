@@ -9,28 +9,36 @@ the host, and between two events on the device, whatever the streams of its call
 """
 
 import gc
+import os
 import threading
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, Protocol, TypeVar
 from weakref import WeakSet, finalize
 
 import torch
 from torch import Tensor
 
+from ...kernels import dispatch
 from ...kernels.dispatch import current_device
 from ..model.mask_rcnn import no_mark
 from .timing import EventStopwatch, Stages, Stopwatch
 
-__all__ = ["CudaRecorder", "GraphRunner", "Recorder", "Recording", "run_eagerly"]
+__all__ = ["WORTH_IT", "CudaRecorder", "GraphRunner", "Recorder", "Recording", "run_eagerly"]
 
 WARMUPS = 2  # the first run compiles kernels, loads them and makes plans; the second finds nothing left to do
 
-# Torch allows one capture at a time in a process.
-_CAPTURING = threading.Lock()
+REPLAYS = 3  # that are timed, the quickest of which counts
+WORTH_IT = 1.25  # times as long as its kernels launched one by one: what a graph may take
+
+# One capture at a time is all that torch allows in a process. And cuDNN's plans, whose kernels a graph holds, belong to
+# the thread that made them and go with it, so this one stays. It is started by the first capture.
+_RECORDING = ThreadPoolExecutor(1, "trimask-record")
 
 Mark = Callable[[str], None]
 Outputs = TypeVar("Outputs", bound=tuple[Tensor | None, ...])
@@ -80,7 +88,7 @@ class CudaRecorder:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.stream = torch.cuda.Stream(device)
+        self.stream = _capture_stream(device)
         self.done = torch.cuda.Event()
         self._pool: Any = None
         self._alive: WeakSet[Recording] = WeakSet()  # those in the pool
@@ -89,13 +97,20 @@ class CudaRecorder:
         """See :class:`Recorder`. Waits for the device, and for other captures of the process.
 
         Raises:
-            Exception: what the function raises; RuntimeError where it does what a graph cannot hold.
+            Exception: what the function raises; RuntimeError where it does what a graph cannot hold, or where the graph
+                is slower than its kernels one by one.
         """
-        with _CAPTURING, current_device(self.device), _same_stream_after():
-            self.stream.wait_stream(torch.cuda.current_stream())  # which makes the inputs
+        caller = torch.cuda.current_stream(self.device)  # which makes the inputs
+        return _RECORDING.submit(self._record, function, caller).result()
+
+    @torch.inference_mode()
+    def _record(self, function: Callable[[Mark], tuple[Tensor | None, ...]], caller: torch.cuda.Stream) -> Recording:
+        with current_device(self.device), _same_stream_after():
+            self.stream.wait_stream(caller)
             with torch.cuda.stream(self.stream):
-                for _ in range(WARMUPS):
+                for _ in range(WARMUPS - 1):
                     function(no_mark)
+                one_by_one = _milliseconds(lambda: function(no_mark))
             # All recordings share one pool, so that many graphs need hardly more memory than the largest. That is safe
             # as the replays of a runner never overlap and outputs are copied out before the next begins. A pool whose
             # last graph is gone cannot be entered again, nor one whose last capture failed.
@@ -103,6 +118,10 @@ class CudaRecorder:
             pool = self._pool if living else torch.cuda.graph_pool_handle()
             self._alive = WeakSet()
             recording = self._captured(function, pool)
+            with torch.cuda.stream(self.stream), self.turn():
+                at_once = min(_milliseconds(recording.replay) for _ in range(REPLAYS))
+            if at_once > WORTH_IT * one_by_one:
+                raise RuntimeError(f"a graph takes {at_once:.3g} ms, its kernels one by one {one_by_one:.3g} ms")
             self._pool, self._alive = pool, WeakSet([*living, recording])
             return recording
 
@@ -207,7 +226,7 @@ class GraphRunner:
             return sum(slot.recording is not None for slot in self._slots.values())
 
     def _slot(self, inputs: tuple[Tensor, ...], options: tuple[Hashable, ...]) -> "_Slot | None":
-        key = (tuple((x.dtype, x.shape) for x in inputs), options)
+        key = (tuple((x.dtype, x.shape) for x in inputs), options, _switches())
         self._calls += 1
         if key in self._slots:
             self._slots.move_to_end(key)
@@ -233,7 +252,7 @@ class GraphRunner:
         except Exception as error:
             shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
             warnings.warn(
-                f"inputs of shapes {shapes} run without a CUDA graph, as none could be captured: "
+                f"inputs of shapes {shapes} run without a CUDA graph, as none of use could be captured: "
                 f"{type(error).__name__}: {error}",
                 stacklevel=4,
             )
@@ -297,6 +316,34 @@ class _Slot:
     recording: Recording | None = None
     later: dict[Hashable, Recording | None] = field(default_factory=dict)
     replays: int = 0
+
+
+@cache
+def _capture_stream(device: torch.device) -> torch.cuda.Stream:
+    """What any thread enqueues on a stream while it captures becomes part of the graph, instead of being run.
+
+    Torch deals out the same few streams again and again, and hardly anybody takes one with a priority.
+    """
+    return torch.cuda.Stream(device, priority=-1)
+
+
+def _switches() -> tuple[Hashable, ...]:
+    """What a program may turn on or off at any time, and what has been recorded would not notice."""
+    return (
+        torch.backends.cudnn.conv.fp32_precision,  # type: ignore[attr-defined]
+        torch.backends.cuda.matmul.fp32_precision,
+        torch.are_deterministic_algorithms_enabled(),
+        os.environ.get(dispatch.VARIABLE),
+    )
+
+
+def _milliseconds(enqueue: Callable[[], Any]) -> float:
+    """Between the start and the end of what is enqueued on the current stream; waits for it."""
+    watch = EventStopwatch()
+    enqueue()
+    watch.mark("all")
+    watch.wait()
+    return watch.milliseconds()["all"]
 
 
 def _watch() -> EventStopwatch | None:

@@ -15,12 +15,12 @@ from ..model.layers import ConvNorm
 from ..model.mask_rcnn import Detections, MaskRCNN
 from .layers import (
     BiasedConv,
-    BiasedDeconv,
     BiasedPool,
     Channels,
     FusedConv,
     FusedLinear,
     FusedMaskHead,
+    PixelMaskHead,
     PooledConv,
     PredictedConv,
     Unchanged,
@@ -51,11 +51,11 @@ def _replace_convolutions(model: MaskRCNN, made: Callable[[ConvNorm], nn.Module]
     return model
 
 
-def _fuse_for_triton(model: MaskRCNN) -> None:
+def _fuse_for_triton(model: MaskRCNN, device: torch.device, dtype: torch.dtype) -> None:
     """What several layers share on a GPU."""
     model.fpn.enlarge = Unchanged()
-    if model.mask_head is not None and isinstance(model.mask_head.deconv, nn.ConvTranspose2d):
-        model.mask_head.deconv = BiasedDeconv(model.mask_head.deconv)
+    if model.mask_head is not None and not model.mask_head.softmax:
+        model.mask_head = PixelMaskHead(model.mask_head, device, dtype)  # type: ignore[assignment]
     for block in model.backbone.modules():
         # A shortcut's bias goes to the layer that adds it, which has one of its own.
         shortcut, last = getattr(block, "shortcut", None), getattr(block, "conv3", getattr(block, "conv2", None))
@@ -109,7 +109,7 @@ def optimize(model: MaskRCNN, device: torch.device, dtype: torch.dtype) -> MaskR
     if device.type == "cpu" and has_onednn(dtype):
         _fuse_for_onednn(model)
     elif use_triton(device):
-        _fuse_for_triton(model)
+        _fuse_for_triton(model, device, dtype)
     for parameter in model.parameters():
         memory = torch.channels_last if parameter.dim() == 4 else torch.preserve_format
         parameter.data = parameter.data.to(dtype, memory_format=memory)

@@ -11,16 +11,16 @@ from ...kernels.cpu.winograd import prepare_weight, tiles_at_a_time, winograd_co
 from ...kernels.dispatch import use_triton
 from ...kernels.epilogue import add_bias, conv_relu, has_conv_relu, pool_bias_relu
 from ..model.heads import MaskHead
-from ..model.layers import ConvNorm
+from ..model.layers import ConvNorm, relu
 
 __all__ = [
     "BiasedConv",
-    "BiasedDeconv",
     "BiasedPool",
     "Channels",
     "FusedConv",
     "FusedLinear",
     "FusedMaskHead",
+    "PixelMaskHead",
     "PooledConv",
     "PredictedConv",
     "Unchanged",
@@ -91,18 +91,6 @@ class BiasedConv(nn.Module):
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         return add_bias(self.conv(x), self.bias, residual, relu=self.relu)
-
-
-class BiasedDeconv(nn.Module):
-    """The mask head's transposed convolution on a GPU, with one kernel for bias and rectifier."""
-
-    def __init__(self, layer: nn.ConvTranspose2d) -> None:
-        super().__init__()
-        assert layer.bias is not None
-        self.weight, self.bias, self.stride = layer.weight, layer.bias, layer.stride
-
-    def forward(self, x: Tensor) -> Tensor:
-        return add_bias(F.conv_transpose2d(x, self.weight, None, self.stride), self.bias, relu=True)
 
 
 class BiasedPool(nn.Module):
@@ -239,20 +227,35 @@ class FusedLinear(nn.Module):
         return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
 
 
-class FusedMaskHead(nn.Module):
-    """A :class:`MaskHead` on a CPU whose deconvolution keeps no map at twice the resolution: each of its pixels becomes
-    one logit while it is in the cache.
+class PixelMaskHead(nn.Module):
+    """A :class:`MaskHead` on a GPU whose deconvolution makes of each pixel four, side by side in the channels.
+
+    As a 1x1 convolution, which cuDNN fuses as any other; and nothing is turned around but the logits.
     """
+
+    def __init__(self, head: MaskHead, device: torch.device, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.convs, self.logits, self.channel = head.convs, head.logits, head.channel
+        self.pixels = lean(_four_pixels(head.deconv), device, dtype)
+
+    def forward(self, features: Tensor, labels: Tensor) -> Tensor:
+        chosen = self.channel(labels)
+        weight, bias = self.logits.weight.flatten(1)[chosen], self.logits.bias[chosen]  # type: ignore[index]
+        x = self.pixels(self.convs(features)).permute(0, 2, 3, 1)  # [N, h, w, 4 * O]
+        pixels = x.reshape(len(x), -1, weight.shape[1])  # no copy when channels_last
+        logits = torch.baddbmm(bias[:, None, None], pixels, weight[..., None])
+        return _in_rows(logits, x.shape[1], x.shape[2])
+
+
+class FusedMaskHead(nn.Module):
+    """The same on a CPU, where each of the four pixels becomes one logit while it is in the cache."""
 
     def __init__(self, head: MaskHead) -> None:
         super().__init__()
-        deconv = head.deconv
-        assert isinstance(deconv, nn.ConvTranspose2d)
-        assert deconv.bias is not None
         self.convs, self.logits, self.channel = head.convs, head.logits, head.channel
-        # Kernel and stride are 2: four products of each pixel, side by side. [C, O, 2, 2] -> [2 * 2 * O, C]
-        self.weight = nn.Parameter(deconv.weight.permute(2, 3, 1, 0).flatten(0, 2).contiguous())
-        self.bias = nn.Parameter(deconv.bias.repeat(4))
+        pixels = _four_pixels(head.deconv).conv
+        assert pixels.bias is not None
+        self.weight, self.bias = nn.Parameter(pixels.weight.flatten(1)), pixels.bias
 
     def forward(self, features: Tensor, labels: Tensor) -> Tensor:
         chosen = self.channel(labels)
@@ -266,8 +269,25 @@ class FusedMaskHead(nn.Module):
             # One by one: what a product of a batch rounds to depends on how many are in it.
             for k, roi in enumerate(pixels.view(-1, logits.shape[1], weight.shape[1]), i):
                 torch.mv(roi, weight[k], out=logits[k])
-        logits += bias[:, None]
-        return logits.view(n, height, width, 2, 2).transpose(2, 3).reshape(n, 2 * height, 2 * width)
+        return _in_rows(logits.add_(bias[:, None]), height, width)
+
+
+def _four_pixels(deconv: nn.Module) -> ConvNorm:
+    """A transposed convolution and its rectifier as a 1x1 convolution, since kernel and stride are 2.
+
+    Side by side in the channels are the four pixels of a square, row by row: 2 * 2 * O.
+    """
+    assert isinstance(deconv, nn.ConvTranspose2d)
+    assert deconv.bias is not None
+    layer = ConvNorm(deconv.in_channels, 4 * deconv.out_channels, 1, activation=relu())
+    layer.conv.weight = nn.Parameter(deconv.weight.permute(2, 3, 1, 0).flatten(0, 2)[..., None, None])
+    layer.conv.bias = nn.Parameter(deconv.bias.repeat(4))
+    return layer.requires_grad_(False)
+
+
+def _in_rows(logits: Tensor, height: int, width: int) -> Tensor:
+    """Logits of squares of four pixels, in any shape of N * h * w * 2 * 2 -> [N, 2h, 2w]."""
+    return logits.reshape(-1, height, width, 2, 2).transpose(2, 3).reshape(-1, 2 * height, 2 * width)
 
 
 def has_onednn(dtype: torch.dtype) -> bool:

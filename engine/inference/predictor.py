@@ -84,6 +84,7 @@ class Predictor(Predicting):
             raise ValueError(f"capture: expected a CUDA device with Triton's kernels, got {str(self.device)!r}")
         self.graph = optimize(model, self.device, dtype)
         self._run_capacity = RUN_CAPACITY if on_device else None
+        self._streams: list[torch.cuda.Stream] = []
         self._trim_masks = trim_masks and self.device.type != "cpu"  # where every stage is cut to what there is
         self._runner: GraphRunner | None = None
         if on_device and capture is not False:
@@ -113,10 +114,11 @@ class Predictor(Predicting):
         device overlap with computing."""
         if self.device.type != "cuda":
             return nullcontext
-        lanes = [torch.cuda.Stream(self.device) for _ in range(2)]
-        for lane in lanes:
+        if not self._streams:  # always the same: memory that one has used is cached for it alone
+            self._streams = [torch.cuda.Stream(self.device) for _ in range(2)]
+        for lane in self._streams:
             lane.wait_stream(torch.cuda.current_stream(self.device))
-        turns = cycle(lanes)
+        turns = cycle(self._streams)
         return lambda: torch.cuda.stream(next(turns))
 
 

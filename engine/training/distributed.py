@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -11,6 +12,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 __all__ = ["Processes", "processes"]
+
+PATIENCE = timedelta(hours=12)  # with one who evaluates alone; of a process that died torchrun tells the others
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ def processes(device: str | torch.device) -> Iterator[Processes]:
     if count == 1:
         yield Processes(0, 1, device)
         return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
     try:
         yield Processes(dist.get_rank(), count, device)
     finally:
