@@ -193,31 +193,60 @@ def _share(
         torch.set_num_threads(max(torch.get_num_threads() // options.processes, 1))
     predictor = load_any(options, **limits)
     classes = dict(zip(predictor.config.category_ids, predictor.config.class_names, strict=True))
-    _compare(classes, categories, options.categories is not None, quiet=rank > 0)
+    numbers = _matched(classes, categories, options.categories, quiet=rank > 0)
     mine = [picture for n, picture in enumerate(pictures) if n // options.batch_size % world == rank]
     stream = detect(predictor.predict, mine, batch_size=options.batch_size, workers=options.workers)
     if rank == 0:
         stream = progress(stream, len(mine), "detecting")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a picture that cannot be read is an error here
-        return {picture.image_id: entries for picture, entries in zip(mine, stream, strict=True)}
+        return {
+            picture.image_id: [
+                {**entry, "category_id": numbers[entry["category_id"]]}
+                for entry in entries
+                if entry["category_id"] in numbers
+            ]
+            for picture, entries in zip(mine, stream, strict=True)
+        }
 
 
-def _compare(classes: Mapping[int, str], categories: Mapping[int, str], chosen: bool, quiet: bool) -> None:
-    """Complain where the model means other things than the data set."""
+def _matched(
+    classes: Mapping[int, str], categories: Mapping[int, str], chosen: Sequence[str] | None, quiet: bool
+) -> dict[int, int]:
+    """The data set's id of each class of the model that counts there.
+
+    By id, as published weights and data sets agree; where the name of a class stands at another id, all by name.
+
+    Args:
+        classes, categories: names by id, of the model and of the data set.
+        chosen: names of the categories that are to be counted; None: all, and each class of the model must be there.
+        quiet: say nothing of what differs.
+    """
     # torchvision's models have classes for the gaps in COCO's ids, which no picture ever showed.
     known = {number: name for number, name in classes.items() if not name.startswith("N/A")}
-    unknown = [f"{number} {name}" for number, name in known.items() if number not in categories]
-    if unknown and not chosen:
+    by_name = {name.casefold(): number for number, name in categories.items()}
+    found = {number: by_name.get(name.casefold(), number) for number, name in known.items()}
+    moved = any(ours != theirs for ours, theirs in found.items())
+    if moved:
+        found = {number: theirs for number, theirs in found.items() if known[number].casefold() in by_name}
+    unknown = [f"{n} {name}" for n, name in known.items() if found.get(n) not in categories]
+    if chosen is not None:
+        unknown = [name for name in chosen if moved and by_name[name.casefold()] not in found.values()]
+    if unknown:
         there = ", ".join(f"{number} {name}" for number, name in categories.items())
         raise ValueError(
-            f"weights: expected classes of the data set ({there}), got {', '.join(unknown)} besides; "
-            "to count only some: --categories NAME ..."
+            f"weights: expected classes of the data set ({there}), got {', '.join(unknown)} besides; to count only "
+            "some: --categories NAME ...; to name those of a foreign checkpoint: --classes, --category-ids"
         )
-    for number, name in known.items():
-        there = categories.get(number, name)
-        if not quiet and name.casefold() != there.casefold() and not name.startswith("class_"):
-            print(f"trimask: category {number} is {name!r} to the model and {there!r} in the data", file=sys.stderr)
+    for ours, theirs in found.items():
+        name, other = known[ours], categories.get(theirs, known[ours])
+        if not quiet and ours != theirs:
+            print(
+                f"trimask: category {ours} of the model is {theirs} in the data, by its name {name!r}", file=sys.stderr
+            )
+        elif not quiet and name.casefold() != other.casefold() and not name.startswith("class_"):
+            print(f"trimask: category {ours} is {name!r} to the model and {other!r} in the data", file=sys.stderr)
+    return found
 
 
 def _facts(options: argparse.Namespace, annotations: Path, pictures: int, detections: int) -> dict[str, Any]:

@@ -75,6 +75,7 @@ def run(options: argparse.Namespace) -> int:
         output.mkdir(parents=True, exist_ok=True)
     names = _unique_names(sources)
     done: list[Result] = []
+    failed = 0  # overlays
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # failures are reported here
@@ -83,10 +84,14 @@ def run(options: argparse.Namespace) -> int:
             )
             for source, name, result in zip(sources, names, progress(stream, len(sources), "predicting"), strict=True):
                 done.append(result.without_picture())  # keep what is small
-                if result.error is not None:
+                if result.error is None and output and not options.no_overlays:
+                    try:
+                        result.save(output / f"{name}.jpg")
+                    except OSError as error:
+                        failed += 1
+                        print(f"trimask: {source}: no overlay: {error}", file=sys.stderr)
+                elif result.error is not None:
                     print(f"trimask: {result.error}", file=sys.stderr)  # which names the picture
-                elif output and not options.no_overlays:
-                    result.save(output / f"{name}.jpg")
                 if options.json:
                     print(json.dumps(_record(source, result)), flush=True)
                 elif result.error is None:
@@ -94,29 +99,30 @@ def run(options: argparse.Namespace) -> int:
                     print_result(console, result, brief)
     finally:  # what is done stays done, whatever stops the rest
         good = [result for result in done if result.error is None]
-        if output and done:
+        if output and good:
             classes = dict(zip(predictor.config.category_ids, predictor.config.class_names, strict=True))
             written = to_dataset(good, classes, output / "detections.json")
             if not options.json:
                 console.print(f"{len(good)} of {len(sources)} pictures; {written}", soft_wrap=True)
-    return 0 if len(good) == len(sources) else 1
+    return 0 if len(good) == len(sources) and not failed else 1
 
 
-def _unique_names(sources: Iterable[Path]) -> list[str]:
+def _unique_names(sources: Iterable[Path | str]) -> list[str]:
     """Names for the overlays, which overwrite neither each other nor a source, on any file system."""
     names: list[str] = []
     taken: set[str] = set()
     for source in sources:
-        name, number = f"{source.stem}-overlay", 1
+        stem = Path(source).stem
+        name, number = f"{stem}-overlay", 1
         while name.casefold() in taken:
             number += 1
-            name = f"{source.stem}-overlay-{number}"
+            name = f"{stem}-overlay-{number}"
         taken.add(name.casefold())
         names.append(name)
     return names
 
 
-def _record(source: Path, result: "Result") -> dict[str, Any]:
+def _record(source: Path | str, result: "Result") -> dict[str, Any]:
     if result.error is not None:
         return {"path": str(source), "error": str(result.error)}
     height, width = result.size

@@ -424,6 +424,9 @@ def test_coco() -> None:
         ({"norm_eps": -1}, "norm_eps: expected"),
         ({"style": "caffe"}, "style: expected none for a torchvision"),
         ({"score_threshold": 2}, "score_threshold: expected a number in 0..1"),
+        ({"pixel_mean": [1, 2]}, "pixel_mean: expected three numbers"),
+        ({"pixel_std": [1, 0, 1]}, "pixel_std: expected three numbers above 0"),
+        ({"category_ids": [1, 1, 2]}, "category_ids: expected distinct integers"),
         ({"min_sise": 3}, r"unknown options \['min_sise'\]"),
     ],
 )
@@ -448,6 +451,9 @@ def test_options_reach_the_config(small_file: Path, tmp_path: Path) -> None:
         "max_detections": 7,
         "norm_eps": 1e-3,
         "classes": ["x", "y", "z"],
+        "category_ids": [0, 5, 9],
+        "pixel_mean": [1, 2, 3.5],
+        "pixel_std": [4, 5, 6],
     }
     convert(small_file, tmp_path / "plain.safetensors")
     for path in (small_file, tmp_path / "plain.safetensors"):  # they apply to files of ours too
@@ -458,7 +464,8 @@ def test_options_reach_the_config(small_file: Path, tmp_path: Path) -> None:
         assert (config.detection.score_threshold, config.detection.nms_threshold) == (0.3, 0.6)
         assert config.detection.max_detections == 7
         assert config.backbone.norm_eps == config.box_head.norm_eps == 1e-3
-        assert config.class_names == ("x", "y", "z")
+        assert dict(zip(config.category_ids, config.class_names, strict=True)) == {0: "x", 5: "y", 9: "z"}
+        assert (config.input.mean, config.input.std) == ((1, 2, 3.5), (4, 5, 6))
     two = load_model(small_file, anchor_sizes=[[8, 12, 16]] * 5, aspect_ratios=[1])
     assert two.config.anchors.per_cell == 3
 

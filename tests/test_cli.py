@@ -98,6 +98,26 @@ def test_a_bad_picture_is_reported_and_the_rest_goes_on(
     assert "missing.jpg" in complaints[1]
 
 
+def test_a_run_that_finds_no_picture_leaves_earlier_results(weights: Path, folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    rest = ("--weights", weights, "--device", "cpu", "--output", out)
+    assert run("predict", folder, *rest) == 0
+    before = (out / "detections.json").read_bytes()
+    assert run("predict", folder / "typo.png", *rest) == 1
+    assert (out / "detections.json").read_bytes() == before
+
+
+def test_an_overlay_that_cannot_be_written_stops_nobody(
+    weights: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "1.png").rename(folder / f"{'1' * 246}.png")  # an overlay's name is longer
+    out = tmp_path / "out"
+    assert run("predict", folder, "--weights", weights, "--device", "cpu", "--output", out) == 1
+    assert {path.name for path in out.iterdir()} == {"2-overlay.jpg", "detections.json"}
+    assert len(json.loads((out / "detections.json").read_text())["images"]) == 2
+    assert "no overlay: " in capsys.readouterr().err
+
+
 def test_pictures_of_one_name_do_not_overwrite_each_other(weights: Path, folder: Path, tmp_path: Path) -> None:
     other = tmp_path / "more"
     other.mkdir()

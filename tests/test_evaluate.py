@@ -416,6 +416,35 @@ def test_eval_compares_like_with_like(
     assert "category 16 is 'bird' to the model and 'crow' in the data" in capsys.readouterr().err
 
 
+def test_eval_goes_by_names_where_ids_mean_something_else(
+    small: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights, folder = small
+    numbers = {16: 17, 17: 0, 18: 16}
+
+    def renumber(content: dict[str, Any]) -> None:
+        for category in content["categories"]:
+            category["id"] = numbers[category["id"]]
+        for annotation in content["annotations"]:
+            annotation["category_id"] = numbers[annotation["category_id"]]
+
+    other = edited(folder, tmp_path / "other.json", renumber)
+    rest = ("--weights", weights, "--images", folder / "val", "--device", "cpu", "--output")
+    assert run("--data", folder / "annotations" / "instances_val.json", *rest, tmp_path / "a") == 0
+    capsys.readouterr()
+    assert run("--data", other, *rest, tmp_path / "b") == 0
+    assert "category 17 of the model is 0 in the data, by its name 'cat'" in capsys.readouterr().err
+    figures = [json.loads((tmp_path / part / "metrics.json").read_text())["summary"] for part in "ab"]
+    assert figures[0] == figures[1]
+    assert figures[0]["segm_AP"] > 0
+    assert run("--data", other, *rest, tmp_path / "c", "--categories", "cat", "dog") == 0
+    lacking = edited(
+        folder, tmp_path / "lacking.json", lambda content: (renumber(content), content["categories"].pop())
+    )
+    assert run("--data", lacking, *rest, tmp_path / "d") == 1
+    assert "got 18 dog besides" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [

@@ -1,11 +1,15 @@
 """Reading: every kind of file, of array and of source, and what is said of those that cannot be read."""
 
 import colorsys
+import contextlib
 import io
 import subprocess
 import sys
+import tempfile
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -403,6 +407,46 @@ def test_nothing_found_is_an_error(tmp_path: Path) -> None:
         next(expand(tmp_path))
     with pytest.raises(FileNotFoundError, match=r"picture files .*match the pattern"):
         next(expand(str(tmp_path / "*.jpg")))
+
+
+def test_one_of_several_that_is_not_there_says_what_was_expected(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    sources = [str(tmp_path / "empty"), str(tmp_path / "*.xyz"), tmp_path / "typo.jpg", "http://example.com/a.jpg"]
+    items = list(expand(sources))
+    assert items == sources
+    for item, told in zip(
+        items, ("in the folder", "match the pattern", "nothing at", "must be downloaded"), strict=True
+    ):
+        with pytest.raises(FileNotFoundError, match=told) as caught:
+            read(item)
+        assert str(item) in str(caught.value)
+
+
+@pytest.mark.parametrize("how", ["whole", "behind", "unseekable", "spooled", "file"])
+def test_open_files(how: str, tmp_path: Path, np_rng: np.random.Generator) -> None:
+    array = np_rng.integers(0, 256, (4, 5, 3), dtype=np.uint8)
+    path = tmp_path / "x.png"
+    Image.fromarray(array).save(path)
+    with contextlib.ExitStack() as stack:
+        file: Any = io.BytesIO(path.read_bytes())
+        if how == "behind":  # as after it has been written
+            file.seek(0, io.SEEK_END)
+        elif how == "unseekable":
+            file = SimpleNamespace(read=file.read)
+        elif how == "spooled":
+            file = stack.enter_context(tempfile.SpooledTemporaryFile())
+            file.write(path.read_bytes())
+        elif how == "file":
+            file = stack.enter_context(path.open("rb"))
+        (item,) = expand([file])
+        assert np.array_equal(read(item).array, array)
+
+
+def test_a_file_open_for_text_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.txt"
+    path.write_text("a")
+    with path.open() as file, pytest.raises(PictureError, match=r"x\.txt: .*read\(\) gives bytes, got str"):
+        read(file)
 
 
 def test_every_suffix_is_of_a_format_that_may_be_opened() -> None:

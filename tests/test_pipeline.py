@@ -154,17 +154,18 @@ def test_bad_pictures_warn_in_the_callers_thread(workers: int) -> None:
 
 
 @each_number_of_workers
-def test_an_error_of_the_source_comes_after_the_batches_before_it(workers: int) -> None:
+@pytest.mark.parametrize("number", [0, 5, 6])
+def test_an_error_of_the_source_comes_after_what_came_before_it(workers: int, number: int) -> None:
     def source() -> Iterator[int]:
-        yield from range(6)
+        yield from range(number)
         raise KeyError("the source")
 
     got, results = [], Line(workers).run(source())
-    for _ in range(6):
+    for _ in range(number):
         got.append(next(results))
     with pytest.raises(KeyError, match="the source"):
         next(results)
-    assert got == [0, 10, 20, 30, 40, 50]
+    assert got == [10 * i for i in range(number)]
     assert ours() == []
 
 

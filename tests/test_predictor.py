@@ -123,7 +123,11 @@ def test_a_bad_picture_harms_no_other(predictor: Predictor, folder: Path, batch_
     assert len(warned) == 3
     assert "2.png" in str(results[1].error)
     assert "missing.png" in str(results[2].error)
+    for result in results:  # without asking which are bad
+        assert len(result.masks) == len(result.rle()) == len(result.polygons()) == len(result)
     assert len(results[1]) == 0
+    with pytest.raises(ValueError, match=r"picture: .*2\.png"):
+        results[1].plot()
     assert len(results[0]) > 0
     assert len(results[3]) > 0
 
@@ -292,6 +296,22 @@ def test_the_bundled_model_loads_by_default_and_without_a_warning() -> None:
         predictor = trimask.load(device="cpu")
     assert predictor.config.class_names == ("person",)
     assert "1 classes, cpu" in repr(predictor)
+
+
+def test_an_exported_file_is_for_the_runtime(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"model\.onnx: expected a checkpoint, .* trimask\.export\.Runtime"):
+        trimask.load(tmp_path / "model.onnx")
+
+
+def test_a_program_may_have_another_default_dtype(picture: np.ndarray) -> None:
+    expected = trimask.load("people", device="cpu", score=0.0).predict(picture)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = trimask.load("people", device="cpu", score=0.0).predict(picture)
+    finally:
+        torch.set_default_dtype(before)
+    assert same(found, expected)
 
 
 def test_unknown_weights_are_named() -> None:

@@ -73,7 +73,7 @@ class Pipeline(Generic[Handle, Item]):
         """Results in the order of the items. Threads start with the first and end with the last, or when it is closed.
 
         Raises:
-            Exception: what the source raises, after the results of the batches before; what a step raises.
+            Exception: what the source raises, after the results of what came before; what a step raises.
         """
         items = iter(items)
         queue: deque[tuple[list[Any], Future[list[Item | Exception]]]] = deque()
@@ -82,11 +82,11 @@ class Pipeline(Generic[Handle, Item]):
         try:
             while True:
                 while trouble is None and len(queue) < self.depth:
+                    chunk: list[Any] = []
                     try:
-                        chunk = list(islice(items, self.batch_size))
-                    except Exception as error:
+                        chunk.extend(islice(items, self.batch_size))
+                    except Exception as error:  # what came before it is in the chunk
                         trouble = error
-                        break
                     if not chunk:
                         break
                     queue.append((chunk, self._start(chunk, decoders, device, finishers)))

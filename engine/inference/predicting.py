@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from PIL import Image
 
 from ..model.config import DetectionConfig, MaskRCNNConfig, ResizeConfig
-from ..pictures.reading import Picture, expand, read
+from ..pictures.reading import expand, is_picture, read
 from .pipeline import Decoded, Pipeline
 from .result import Result
 
@@ -48,8 +47,9 @@ class Predicting(ABC):
         """Detect objects and their masks.
 
         Args:
-            source: a path, PIL picture, array ([H, W, 3] uint8, and what :mod:`..pictures.reading` lists) or tensor; or
-                a folder, a pattern such as ``"photos/*.jpg"``, or a list or generator of any of these.
+            source: a path, the bytes of a picture file or an open one, a PIL picture, an array (``[H, W, 3]`` or
+                ``[H, W]``; uint8, uint16, or floats in 0..1) or a tensor (``[3, H, W]`` too); or a folder, a pattern
+                such as ``"photos/*.jpg"``, or a list or generator of any of these. docs/engine.md says it all.
             batch_size: pictures that go through the network together. Those of a batch are padded to a common size,
                 which changes detections slightly, as it does in every implementation; 1 keeps them independent.
             stream: yield results one by one, reading no further ahead than a batch. Each result keeps its picture to
@@ -68,7 +68,7 @@ class Predicting(ABC):
         Raises:
             PictureError, OSError: a single picture that cannot be read. Among several a bad one is warned about, its
                 result is empty and says why in ``error``, and the others are not harmed.
-            Exception: what a generator raises, after the results of the batches before.
+            Exception: what a generator raises, after the results of what came before.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
@@ -85,7 +85,7 @@ class Predicting(ABC):
             partial(read, channel_order=channel_order),
             partial(self._submit, detection=detection),
             finish,
-            _failure,
+            partial(_failure, masks=self.config.mask_head is not None),
             batch_size=batch_size,
             workers=workers,
             lanes=self._lanes() if workers else nullcontext,
@@ -162,15 +162,13 @@ def _is_single(source: Any) -> bool:
     """Whether the answer is one result: a file, or a picture in memory, rather than something that holds several."""
     if isinstance(source, (str, os.PathLike)):
         return not (os.path.isdir(source) or (set("*?[") & set(os.fspath(source)) and not os.path.exists(source)))
-    if isinstance(source, np.ndarray) or hasattr(source, "detach"):  # a tensor
-        return source.ndim != 4
     # What holds no pictures at all is single too: reading it says what was expected.
-    return isinstance(source, (Picture, Image.Image, bytes, bytearray, memoryview, Mapping)) or not isinstance(
-        source, Iterable
-    )
+    return is_picture(source) or isinstance(source, Mapping) or not isinstance(source, Iterable)
 
 
-def _failure(item: Any, error: Exception) -> Result:
+def _failure(item: Any, error: Exception, masks: bool) -> Result:
+    """As of a picture without objects, so that whoever goes through many results need not ask."""
     path = Path(item) if isinstance(item, (str, os.PathLike)) else None
     empty = np.zeros((0, 4), np.float32)
-    return Result(empty, empty[:, 0], empty[:, 0].astype(np.int64), (0, 0), path=path, error=error)
+    labels = empty[:, 0].astype(np.int64)
+    return Result(empty, empty[:, 0], labels, (0, 0), mask_runs=[] if masks else None, path=path, error=error)

@@ -355,7 +355,8 @@ class Result:
         """
         picture = self.picture if picture is None else picture
         if picture is None:
-            raise ValueError("picture: expected one to draw on, as this result keeps none, got None")
+            why = f": {self.error}" if self.error else ""
+            raise ValueError(f"picture: expected one to draw on, as this result keeps none{why}, got None")
         return draw(picture, self, **style)
 
     def save(self, path: str | os.PathLike[str], **style: Any) -> Path:

@@ -21,11 +21,11 @@ class Anchors(nn.Module):
     def __init__(self, config: AnchorConfig) -> None:
         super().__init__()
         self.stride_from_size = config.stride_from_size
-        ratios = torch.tensor(config.aspect_ratios).sqrt()
+        ratios = torch.tensor(config.aspect_ratios, dtype=torch.float32).sqrt()
         cells = []
         for sizes in config.sizes:
-            heights = (ratios[:, None] * torch.tensor(sizes)).flatten()
-            widths = ((1 / ratios)[:, None] * torch.tensor(sizes)).flatten()
+            side = torch.tensor(sizes, dtype=torch.float32)
+            heights, widths = (ratios[:, None] * side).flatten(), ((1 / ratios)[:, None] * side).flatten()
             cells.append(torch.stack([-widths, -heights, widths, heights], 1) / 2)
         corners = torch.stack(cells)  # [levels, A, 4]
         self.register_buffer("cells", corners.round() if config.round else corners, persistent=False)

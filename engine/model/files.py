@@ -15,7 +15,9 @@ def write_whole(path: Path, put: Callable[[IO[bytes]], Any]) -> Path:
 
     A reader or a crash never meets half a file; where ``put`` fails, what was there before stays.
     """
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path}: expected a folder to write it to, found none at {str(path.parent)!r}")
+    part = path.with_name(f".{secrets.token_hex(8)}.part")  # short: a file's name may be as long as names get
     try:
         with part.open("xb") as file:
             put(file)

@@ -57,8 +57,9 @@ class MaskRCNN(nn.Module):
         self.rpn = RPN(channels, config.rpn, config.anchors)
         self.box_head = BoxHead(channels, config.num_classes, config.box_head)
         self.mask_head = MaskHead(channels, config.num_classes, config.mask_head) if config.mask_head else None
-        self.register_buffer("mean", torch.tensor(config.input.mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(config.input.std).view(3, 1, 1), persistent=False)
+        for name, values in (("mean", config.input.mean), ("std", config.input.std)):
+            levels = torch.tensor(values, dtype=torch.float32).view(3, 1, 1)
+            self.register_buffer(name, levels, persistent=False)
 
     def forward(
         self,

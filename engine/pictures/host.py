@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ...kernels.cpu import opencv
+from ...kernels.cpu.bilinear import taps
 from ..model.config import InputConfig, ResizeConfig
 from .resize import padded_size, resized_size
 
@@ -55,7 +56,7 @@ def resize_picture(picture: Bytes, size: tuple[int, int], config: ResizeConfig) 
     if config.quantize:
         return opencv.resize(picture, size)
     resample = _filtered if config.antialias else _interpolated
-    return resample(resample(picture.astype(np.float32), height).swapaxes(0, 1), width).swapaxes(0, 1)
+    return resample(resample(picture, height).swapaxes(0, 1), width).swapaxes(0, 1)
 
 
 def _within(size: tuple[int, int], limit: tuple[int, int]) -> tuple[int, int]:
@@ -63,17 +64,14 @@ def _within(size: tuple[int, int], limit: tuple[int, int]) -> tuple[int, int]:
     return min(max(int(size[0] * scale), 1), limit[0]), min(max(int(size[1] * scale), 1), limit[1])
 
 
-def _interpolated(x: Floats, length: int) -> Floats:
+def _interpolated(x: Floats | Bytes, length: int) -> Floats:
     """Bilinear along the first axis, between the two neighbours."""
-    scale = np.float32(x.shape[0]) / np.float32(length)
-    # Rounded once, as by processors that multiply and add at a time.
-    at = np.maximum((np.arange(length) + 0.5) * np.float64(scale) - 0.5, 0).astype(np.float32)
-    low = at.astype(np.int64)
-    share = (at - low.astype(np.float32)).reshape(-1, *[1] * (x.ndim - 1))
-    return (1 - share) * x[low] + share * x[np.minimum(low + 1, x.shape[0] - 1)]
+    low, high, share = taps(x.shape[0], length)
+    share = share.reshape(-1, *[1] * (x.ndim - 1))
+    return (1 - share) * x[low] + share * x[high]
 
 
-def _filtered(x: Floats, length: int) -> Floats:
+def _filtered(x: Floats | Bytes, length: int) -> Floats:
     """Along the first axis by a triangle as wide as the scale, at least a pixel to either side."""
     scale = x.shape[0] / length
     support = max(scale, 1.0)

@@ -2,7 +2,8 @@
 
 What counts as a picture:
 
-- a file, or its `bytes`: JPEG, MPO, PNG, WebP, BMP, TIFF, GIF, PPM, AVIF, and HEIF where a plugin adds it to Pillow;
+- a file, its `bytes`, or what has a `read` that gives them: JPEG, MPO, PNG, WebP, BMP, TIFF, GIF, PPM, AVIF, and HEIF
+  where a plugin adds it to Pillow;
 - a PIL picture, treated as a file is: its orientation tag is applied, its frame is the current one;
 - an ndarray `[H, W]`, `[H, W, C]`, or `[C, H, W]` where only the first axis can be the channels; C is 1, 3 or 4;
 - a tensor `[H, W]`, `[C, H, W]`, or `[H, W, C]` where only the last axis can be the channels.
@@ -20,7 +21,7 @@ import io
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -86,6 +87,18 @@ def _natural(path: str) -> list[str | int]:
     return [int(part) if part.isdecimal() else part.casefold() for part in re.split(r"(\d+)", path)]
 
 
+def is_picture(source: Any) -> bool:
+    """Whether `read` takes it for one picture, whatever is in it: anything but a path, a batch or a collection."""
+    if _is_array(source):
+        return bool(source.ndim != 4)
+    return isinstance(source, (Picture, Image.Image, bytes, bytearray, memoryview)) or _is_open(source)
+
+
+def _is_open(source: Any) -> bool:
+    """Whether it is a file-like object, which iterates over lines."""
+    return callable(getattr(source, "read", None))
+
+
 def _is_array(source: Any) -> bool:
     return isinstance(source, np.ndarray) or (hasattr(source, "detach") and hasattr(source, "ndim"))
 
@@ -99,7 +112,8 @@ def _files(source: str) -> list[str]:
     elif glob.has_magic(source):
         found = [path for path in glob.glob(source, recursive=True) if os.path.isfile(path)]
     else:
-        raise FileNotFoundError(f"expected a picture, a folder or a pattern, but there is nothing at {source!r}")
+        hint = "; what is on the web must be downloaded first" if "://" in source else ""
+        raise FileNotFoundError(f"expected a picture, a folder or a pattern, but there is nothing at {source!r}{hint}")
     pictures = sorted((path for path in found if os.path.splitext(path)[1].lower() in SUFFIXES), key=_natural)
     if not pictures:
         kind = "in the folder" if os.path.isdir(source) else "that match the pattern"
@@ -114,28 +128,28 @@ def expand(source: Any) -> Iterator[Any]:
 
     Args:
         source: a path, a folder (its own picture files, hidden ones left out), a pattern (`shots/**/*.jpg`), the bytes
-            of a picture file, a PIL picture, an ndarray, a tensor, a batch of arrays `[B, ...]` of four axes,
-            or any iterable of these, nested as you like. Nothing is read ahead of what is asked for.
+            of a picture file, an open one, a PIL picture, an ndarray, a tensor, a batch of arrays `[B, ...]` of four
+            axes, or any iterable of these, nested as you like. Nothing is read ahead of what is asked for.
 
     Yields:
         What `read` takes. The files of a folder or a pattern come in natural order: 2 before 10.
 
     Raises:
         FileNotFoundError: a path, folder or pattern that leads to no picture; inside an iterable it is yielded instead,
-            as a path that `read` will complain about.
+            as it is, for `read` to complain about.
     """
     if isinstance(source, (str, os.PathLike)):
         yield from map(Path, _files(os.fspath(source)))
-    elif isinstance(source, (Picture, Image.Image, bytes, bytearray, memoryview)):
+    elif is_picture(source):
         yield source
     elif _is_array(source):
-        yield from source if source.ndim == 4 else (source,)
+        yield from source
     elif isinstance(source, Iterable) and not isinstance(source, Mapping):
         for item in source:
             try:
                 yield from expand(item)
             except FileNotFoundError:
-                yield Path(item)  # one of several: `read` complains about it, and the others go on
+                yield item  # one of several: `read` complains about it, and the others go on
     else:
         yield source
 
@@ -223,6 +237,17 @@ def _decode(file: IO[bytes], name: str) -> np.ndarray:
         return _rgb_of_pil(picture, name)
 
 
+def _content(file: Any) -> tuple[IO[bytes], str]:
+    """All of an open file, from its beginning where it can go back there, and its name."""
+    name = str(getattr(file, "name", None) or type(file).__name__)
+    with suppress(OSError, ValueError, AttributeError):
+        file.seek(0)
+    content = file.read()
+    if not isinstance(content, (bytes, bytearray)):
+        raise PictureError(f"{name}: expected a file whose read() gives bytes, got {type(content).__name__}")
+    return io.BytesIO(content), name
+
+
 def _rgb_of_array(array: np.ndarray, name: str, channel_order: str, channels_first: bool) -> np.ndarray:
     if array.ndim == 2:
         array = array[..., None]
@@ -258,10 +283,14 @@ def read(item: Any, channel_order: str = "rgb") -> Picture:
         return item
     if isinstance(item, (str, os.PathLike)):
         path = Path(item)
+        if not path.is_file():
+            _files(os.fspath(item))  # says what is not there
         with path.open("rb") as file:
             return Picture(_decode(file, str(path)), path)
     if isinstance(item, (bytes, bytearray, memoryview)):
         return Picture(_decode(io.BytesIO(item), "bytes"))
+    if _is_open(item):
+        return Picture(_decode(*_content(item)))
     if isinstance(item, Image.Image):
         filename = getattr(item, "filename", "")
         name = os.fsdecode(filename) if filename else "PIL picture"
@@ -273,7 +302,7 @@ def read(item: Any, channel_order: str = "rgb") -> Picture:
         if str(item.dtype) == "torch.bfloat16":  # which numpy lacks
             item = item.float()
         return Picture(_rgb_of_array(item.detach().cpu().numpy(), "tensor", channel_order, channels_first=True))
-    raise PictureError(f"expected a path, bytes, PIL picture, array or tensor, got {type(item).__name__}")
+    raise PictureError(f"expected a path, file, bytes, PIL picture, array or tensor, got {type(item).__name__}")
 
 
-__all__ = ["FORMATS", "SUFFIXES", "Picture", "PictureError", "expand", "read"]
+__all__ = ["FORMATS", "SUFFIXES", "Picture", "PictureError", "expand", "is_picture", "read"]

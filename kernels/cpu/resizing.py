@@ -10,8 +10,13 @@ from PIL import Image
 from torch import Tensor
 
 from . import opencv
+from .bilinear import taps
 
 __all__ = ["preprocess"]
+
+# Times as many pixels as are wanted, from which on it is quicker to pick those that count than to make floats of all: a
+# photograph of 12 megapixels takes 4 ms instead of 61 to become one of 320 x 427, and 37 instead of 69 for 800 x 1067.
+MANY = 8
 
 
 def preprocess(
@@ -47,8 +52,25 @@ def _resize(picture: Tensor, size: tuple[int, int], antialias: bool, quantize: b
     if quantize and picture.shape[:2] != size:
         resize = _resize_as_pillow if antialias else opencv.resize
         picture = torch.from_numpy(resize(picture.numpy(force=True), size)).to(picture.device)
+    if not antialias and picture[..., 0].numel() > MANY * size[0] * size[1]:
+        return _gathered(picture, size)
     x = picture.permute(2, 0, 1)[None].float()
     return (x if x.shape[-2:] == size else _interpolate(x, size, antialias))[0]
+
+
+def _gathered(picture: Tensor, size: tuple[int, int]) -> Tensor:
+    """Interpolated without a filter, from the four pixels of each output alone."""
+    (*rows, below), (*columns, beside) = (
+        [torch.from_numpy(x).to(picture.device) for x in taps(length, wanted)]
+        for length, wanted in zip(picture.shape, size, strict=False)
+    )
+    beside, below = beside[:, None], below[:, None, None]
+    lines = []
+    for index in rows:
+        line = picture.index_select(0, index)
+        left, right = (line.index_select(1, index).float() for index in columns)  # [h, w, 3]
+        lines.append(left.mul_(1 - beside).addcmul_(right, beside))
+    return lines[0].mul_(1 - below).addcmul_(lines[1], below).permute(2, 0, 1)
 
 
 def _interpolate(x: Tensor, size: tuple[int, int], antialias: bool) -> Tensor:

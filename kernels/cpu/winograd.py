@@ -198,7 +198,7 @@ def winograd_conv(
         if late:
             result = x = x.contiguous(memory_format=torch.channels_last)
         else:
-            result = torch.empty((images, made, height, width), memory_format=torch.channels_last)
+            result = torch.empty((images, made, height, width), dtype=x.dtype, memory_format=torch.channels_last)
         rows, found = x.permute(0, 2, 3, 1).reshape(-1, channels), result.permute(0, 2, 3, 1).view(-1, made)
         d, u = x.new_empty(2, step, IN * IN, channels)
         ring = x.new_empty(max(late, 1), step, OUT * OUT, outputs)

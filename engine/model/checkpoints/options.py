@@ -1,6 +1,7 @@
 """What weights cannot say: the values that a caller may give beside a checkpoint."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -17,6 +18,7 @@ class Options:
 
     Attributes:
         min_size, max_size: the short side of a picture after scaling, and the limit of the long one.
+        pixel_mean, pixel_std: of red, green and blue, in levels of 0..255; torchvision's ``image_mean`` times 255.
         anchor_sizes: square roots of the anchors' areas: one number for each of the five levels, or a list for each.
         aspect_ratios: height over width of the anchors.
         activation: ``"relu"`` or ``"relu6"``, of a MobileNetV2.
@@ -33,6 +35,8 @@ class Options:
 
     min_size: int | None = None
     max_size: int | None = None
+    pixel_mean: Sequence[float] | None = None
+    pixel_std: Sequence[float] | None = None
     anchor_sizes: Sequence[float] | Sequence[Sequence[float]] | None = None
     aspect_ratios: Sequence[float] | None = None
     activation: Literal["relu", "relu6"] | None = None
@@ -50,7 +54,7 @@ class Options:
         known = [field.name for field in dataclasses.fields(cls)]
         unknown = sorted(set(given) - set(known))
         if unknown:
-            raise ValueError(f"unknown options {unknown}: expected some of {known}")
+            raise ValueError(f"unknown options {unknown}: expected, of a checkpoint, some of {known}")
         return cls(**given)
 
     def __post_init__(self) -> None:
@@ -60,6 +64,10 @@ class Options:
         for name in ("score_threshold", "nms_threshold"):
             value = getattr(self, name)
             _check(value is None or 0 <= value <= 1, name, "a number in 0..1", value)
+        for name, low in (("pixel_mean", -math.inf), ("pixel_std", 0.0)):
+            value = getattr(self, name)
+            good = value is None or (len(value) == 3 and all(low < x < math.inf for x in value))
+            _check(good, name, "three numbers" + (" above 0" if low == 0 else ""), value)
         _check(self.norm_eps is None or self.norm_eps >= 0, "norm_eps", "a number of at least 0", self.norm_eps)
         _check(self.activation in (None, "relu", "relu6"), "activation", "'relu' or 'relu6'", self.activation)
         _check(self.style in (None, "pytorch", "caffe"), "style", "'pytorch' or 'caffe'", self.style)
@@ -111,7 +119,7 @@ class Options:
                 backbone = replace(backbone, relu6=self.activation == "relu6")
         return replace(
             config,
-            input=replace(config.input, resize=resize),
+            input=_replaced(config.input, resize=resize, mean=_floats(self.pixel_mean), std=_floats(self.pixel_std)),
             backbone=backbone,
             fpn=_replaced(config.fpn, **eps),
             box_head=_replaced(config.box_head, **eps),
@@ -133,6 +141,10 @@ class Options:
             _check(bool(ratios) and min(ratios) > 0, "aspect_ratios", "positive numbers", self.aspect_ratios)
             anchors = replace(anchors, aspect_ratios=ratios)
         return anchors
+
+
+def _floats(values: Sequence[float] | None) -> tuple[float, ...] | None:
+    return None if values is None else tuple(map(float, values))
 
 
 def _replaced(config: Any, **values: Any) -> Any:
