@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ..engine.model.files import cache_dir
+from ..engine.model.files import cache_dir, check_writable
 
 __all__ = ["Backend", "OnnxRuntime", "OpenVino", "open_backend"]
 
@@ -160,7 +160,10 @@ class OpenVino:
         if threads is not None:
             options["INFERENCE_NUM_THREADS"] = threads
         if cache:
-            options["CACHE_DIR"] = str(cache_dir() / "openvino")
+            kept = cache_dir() / "openvino"
+            with suppress(OSError):  # nowhere to keep it: it is compiled every time
+                check_writable(kept / "blob")
+                options["CACHE_DIR"] = str(kept)
         target = (device or "CPU").upper()
         self._compiled = core.compile_model(core.read_model(data), target, options)
         devices = self._compiled.get_property("EXECUTION_DEVICES")

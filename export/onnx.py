@@ -18,7 +18,7 @@ from ..engine.inference.predicting import limits
 from ..engine.model.checkpoints import load_model, locate
 from ..engine.model.checkpoints.downloading import file_hash
 from ..engine.model.config import DetectionConfig
-from ..engine.model.files import write_whole
+from ..engine.model.files import check_writable, write_whole
 from ..engine.model.mask_rcnn import MaskRCNN
 from ..kernels.cpu.decoding import proposals
 from .graph import ExportGraph
@@ -126,6 +126,7 @@ def to_onnx(
             raise ValueError("static: expected neither preprocess nor full masks, whose sizes are those of pictures")
     if half and int8 is not None:
         raise ValueError("half, int8: expected one of them at most")
+    check_writable(path)
     model, source = _open(weights, options)
     detection = _limits(model.config.detection, score, nms, max_detections)
     about = Metadata(
@@ -144,7 +145,6 @@ def to_onnx(
         core = quantize(core, about.config.input, int8, static)
     exported = finish(core, about, opset)
     data = exported.SerializeToString()
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, lambda file: file.write(data))
     operators = Counter(node.op_type for node in exported.graph.node)
     return Exported(path, about, opset, dict(operators), len(data) / 1e6, time.perf_counter() - start)

@@ -62,10 +62,13 @@ class Runtime(Predicting):
         self.path = Path(path)
         data, self.about = read_file(self.path)
         self.config = self.about.config
-        if backend == "openvino" and self.about.precision == "int8":
-            raise ValueError(
-                f"{path}: expected onnxruntime for 8 bits, got openvino, which finds nothing in such files"
-            )
+        wrong = {
+            "8 bits": self.about.precision == "int8" and "finds nothing in such files",
+            "a file that resizes pictures": self.about.preprocess and "resizes them to wrong sizes",
+        }
+        for what, why in wrong.items():
+            if backend == "openvino" and why:
+                raise ValueError(f"{path}: expected onnxruntime for {what}, got openvino, which {why}")
         self._backend = open_backend(data, self.path, backend, device, threads, cache, dtype)
         self.provider = self._backend.provider
         if resize is not None:

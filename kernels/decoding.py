@@ -103,6 +103,8 @@ def proposals(
         boxes: `[B * L, capacity, 4]`, xyxy in pixels; the levels of an image lie together.
         scores: `[B * L, capacity]`, float32 for scores up to float32; -inf where there is no box.
 
+    Gradients do not pass.
+
     Raises:
         ValueError: For a shape, dtype, device or number that does not fit.
     """
@@ -128,9 +130,9 @@ def proposals(
             raise ValueError(f"{name}: expected the device of cells, {cells.device}, got {tensor.device}")
     flat = [side for stride in strides for side in stride]
     return _proposals(
-        list(scores),
+        [x.detach() for x in scores],
         list(indices),
-        list(deltas),
+        [x.detach() for x in deltas],
         cells,
         list(widths),
         flat,

@@ -140,10 +140,10 @@ def mask_probabilities(logits: Tensor, labels: Tensor | None = None) -> Tensor:
         shape = "[N, m, m] without labels" if labels is None else "[N, C, m, m] with labels"
         raise ValueError(f"logits: expected floating point {shape}, got {logits.dtype} {list(logits.shape)}")
     if labels is None:
-        return _mask_probabilities(logits[:, None], None)
+        return _mask_probabilities(logits.detach()[:, None], None)
     if tuple(labels.shape) != (logits.shape[0],) or labels.is_floating_point() or labels.device != logits.device:
         raise ValueError(
             f"labels: expected integers [{logits.shape[0]}] on {logits.device}, "
             f"got {labels.dtype} {list(labels.shape)} on {labels.device}"
         )
-    return _mask_probabilities(logits, labels)
+    return _mask_probabilities(logits.detach(), labels)

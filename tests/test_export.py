@@ -596,6 +596,18 @@ def test_the_optimised_model_is_kept(
     assert kept.stat().st_size > 1000
 
 
+@pytest.mark.parametrize("where", ["file/x.onnx", "folder.onnx"])
+def test_where_nothing_can_be_written_is_known_before_the_work(
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "folder.onnx").mkdir()
+    monkeypatch.setattr("trimask.export.onnx.network", lambda *_: pytest.fail("the work has begun"))
+    with pytest.raises(OSError, match=re.escape(f"{tmp_path / where}: expected a f")):
+        to_onnx(small_model(CONFIG), tmp_path / where)
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "folder.onnx"}
+
+
 def test_openvino_gives_the_same(small: Path, np_rng: np.random.Generator) -> None:
     pytest.importorskip("openvino")
     report = verify(small, small_model(CONFIG), [noise(np_rng, 97, 211)], backend="openvino", tolerance=ROUNDED)

@@ -165,6 +165,24 @@ def test_eight_bits_are_not_for_openvino(small: Path, tmp_path: Path) -> None:
         Runtime(path, backend="openvino", cache=False)
 
 
+def test_files_that_resize_are_not_for_openvino(small: Path, tmp_path: Path) -> None:
+    """It resizes pictures to other sizes, without a word."""
+    path = write(tmp_path / "x.onnx", preprocess=True)
+    with pytest.raises(ValueError, match=r"x\.onnx: expected onnxruntime for a file that resizes .*, got openvino"):
+        Runtime(path, backend="openvino", cache=False)
+
+
+def test_openvino_needs_no_place_to_keep_things(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, np_rng: np.random.Generator
+) -> None:
+    pytest.importorskip("openvino")
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("TRIMASK_HOME", str(tmp_path / "file" / "home"))
+    picture = np_rng.integers(0, 256, (60, 80, 3), dtype=np.uint8)
+    found = Runtime(small, backend="openvino").predict(picture)
+    assert len(found) == len(Runtime(small).predict(picture))
+
+
 # What it computes.
 
 

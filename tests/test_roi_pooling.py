@@ -570,10 +570,8 @@ def test_vast_boxes(mode: str) -> None:
 
 
 @pytest.mark.parametrize("mode", ["avg", "max"])
-def test_samples_outside_do_not_touch_a_nan(rng: torch.Generator, backend: str, mode: str) -> None:
+def test_samples_outside_do_not_touch_a_nan(rng: torch.Generator, mode: str) -> None:
     """A bin over the corner of a map: a sample outside is zero, though the pixel that it would be clamped to is NaN."""
-    if backend == "torch":
-        pytest.skip("multiplies that pixel by a weight of 0")
     feature = torch.rand(1, 2, 6, 8, generator=rng) + 1
     feature[..., 7] = feature[:, :, 5] = math.nan
     box = torch.tensor([[0, 3.6, 1.6, 10.4, 8.2]])  # samples at 5.3 and 8.7 across, and at 3.25 and 6.55 down
@@ -1031,6 +1029,20 @@ def test_bins_beyond_the_picture_are_zero_beside_a_nan(ratio: int, mode: str) ->
     x[0, 0, 5, 4] = x[0, 0, 5, 5] = torch.nan
     boxes = torch.tensor([[0, 8.68, 18.4, 20.1, 27.8]])
     assert torch.equal(roi_align(x, boxes, 3, 0.5, ratio, True, mode=mode), torch.zeros(1, 1, 3, 3))
+
+
+@pytest.mark.parametrize("mode", ["avg", "max"])
+@pytest.mark.parametrize("ratio", [1, 3, 0])
+@pytest.mark.parametrize("corner", [(0, 0), (7, 3)])
+def test_samples_beyond_the_picture_meet_no_nan_at_its_edge(corner: tuple[int, int], ratio: int, mode: str) -> None:
+    """A bin that begins outside reads pixels inside, and zeros for the rest: not the pixel that is nearest."""
+    x = torch.ones(1, 1, 8, 4)
+    x[0, 0, corner[0], corner[1]] = torch.nan
+    for box in ([-9.0, -9.0, 8.0, 16.0], [-4.0, 2.0, 13.0, 19.0]):
+        boxes = torch.tensor([[0, *box]])
+        expected = reference.roi_align(x, boxes, (2, 2), 1.0, ratio, False, mode=mode).float()
+        assert expected.isfinite().any()
+        torch.testing.assert_close(roi_align(x, boxes, 2, 1.0, ratio, False, mode=mode), expected, equal_nan=True)
 
 
 @pytest.mark.parametrize("size", [np.int64(2), (np.int32(2), 2), torch.Size((2, 2))])

@@ -368,6 +368,26 @@ def test_memory_stays_bounded_when_a_crowd_follows_a_thin_field(rng: torch.Gener
 
 
 @pytest.mark.host
+@pytest.mark.parametrize("grouped", [False, True])
+def test_columns_are_as_good_as_rows(grouped: bool, rng: torch.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lines of text: the axis on which boxes lie apart is the one that is swept."""
+    swept = []
+    windows = host._windows
+    monkeypatch.setattr(host, "_windows", lambda *args: swept.append(windows(*args)[1].sum()) or windows(*args))
+    n = 400
+    low = torch.stack([5 * torch.rand(n, generator=rng), 7.0 * torch.arange(n)], 1)
+    column = torch.cat([low, low + torch.tensor([300.0, 12.0])], 1)[torch.randperm(n, generator=rng)]
+    scores = torch.rand(n, generator=rng)
+    options = {"labels": torch.randint(2, (n,), generator=rng)} if grouped else {}
+    kept = one_segment(column, scores, 0.2, **options)
+    assert n / 4 < len(kept) < n
+    assert len(swept) == 2
+    assert swept[1] < swept[0] / 20
+    assert one_segment(column[:, [1, 0, 3, 2]], scores, 0.2, **options) == kept
+    assert len(swept) == 3
+
+
+@pytest.mark.host
 @pytest.mark.parametrize("constants", [(1, 1, 8), (3, 7, 4), (64, 50, 64), (512, 5, 1 << 20)])
 def test_the_block_and_chunk_sizes_change_nothing(
     constants: tuple[int, int, int], rng: torch.Generator, monkeypatch: pytest.MonkeyPatch

@@ -3,11 +3,12 @@
 import os
 import secrets
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
-__all__ = ["cache_dir", "write_whole"]
+__all__ = ["cache_dir", "check_writable", "write_whole"]
 
 
 def write_whole(path: Path, put: Callable[[IO[bytes]], Any]) -> Path:
@@ -28,6 +29,22 @@ def write_whole(path: Path, put: Callable[[IO[bytes]], Any]) -> Path:
         part.unlink(missing_ok=True)
         raise
     return path
+
+
+def check_writable(path: Path) -> None:
+    """Make the folder of a file that is to be written, and see that it takes one, ahead of the work for it.
+
+    Raises:
+        OSError: it does not; names the path.
+    """
+    if path.is_dir():
+        raise IsADirectoryError(f"{path}: expected a file to write, found a folder of that name")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise OSError(f"{path}: expected a folder that can be written to ({error.strerror})") from error
 
 
 def cache_dir() -> Path:

@@ -270,6 +270,8 @@ def _taps(chunk: _Chunk, shape: Sequence[int], sampling: Sampling) -> tuple[_Tap
         index = torch.minimum(index, torch.minimum(last, extent - 1)).int()
         taps_x, taps_y = min(steps_x + 1, width), min(steps_y + 1, height)
     else:
+        # Samples outside weigh nothing, and must not meet a NaN that is none of the bin's: they take another's place.
+        low = torch.where(inside, low, low.gather(-1, inside.to(torch.uint8).argmax(-1, keepdim=True)))
         share = inside / samples if sampling.mode == "avg" else inside.to(dtype)
         upper = (position - low) * share
         index = torch.stack((low, torch.minimum(low + 1, extent - 1)), -1).flatten(3).int()
@@ -336,6 +338,10 @@ def _sampled_max(pixels: Tensor, chunk: _Chunk, y: _Taps, x: _Taps) -> tuple[Ten
             for j in range(x[0].shape[2] // 2):
                 corners = [(t[0][..., 2 * s : 2 * s + 2], t[1][..., 2 * s : 2 * s + 2]) for t, s in ((y, i), (x, j))]
                 values = _weighted_sum(pixels, *corners).view(len(chunk.rows), bins, -1)
+                (wy, wx) = (pair[1].any(-1) for pair in corners)
+                seen = (wy[:, :, None] & wx[:, None]).flatten(1)  # [k, h * w]
+                if not seen.all():
+                    values.masked_fill_(~seen[..., None], 0.0)
                 yield values.masked_fill_((i >= samples_y) | (j >= samples_x), -torch.inf)
 
     return _running_max(samples())

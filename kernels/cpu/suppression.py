@@ -2,8 +2,9 @@
 
 Greedy suppression needs only the pairs whose IoU exceeds the threshold ``t``, and those are few. ``IoU > t`` in two
 dimensions implies it in each one: with boxes sorted by their left side, a partner ``j`` of ``i`` to its right satisfies
-``x1_j < x2_i - t * w_i``, a short window found by binary search. The pairs of all windows are expanded at once,
-filtered by the same bound on the heights, and only the rest get an IoU. The surviving pairs, ordered by rank, are then
+``x1_j < x2_i - t * w_i``, a short window found by binary search; where boxes stand in columns, as lines of text do, by
+their upper side likewise. The pairs of all windows are expanded at once, filtered by the same bound on the other axis,
+and only the rest get an IoU. The surviving pairs, ordered by rank, are then
 walked as the definition has it: a box that is still alive suppresses its lower neighbours.
 
 Boxes enter in blocks by falling score, and each block meets only the survivors so far, so that ``max_keep`` ends the
@@ -28,6 +29,9 @@ Indices = NDArray[np.int64]
 _FIRST_BLOCK = 512
 # Candidate pairs expanded together: their dozen temporary arrays stay in the second-level cache.
 _PAIRS_AT_ONCE = 1 << 16
+# The other axis is tried where there are more boxes than the first, with more than one in the second of all pairs: that
+# costs a tenth of a millisecond for a thousand, and 20000 lines of text one below the other take 7 ms instead of 3 s.
+_FEW, _CROWDED = 256, 8
 # Overlaps held at once (8 bytes each); a block with more is halved.
 _MAX_OVERLAPS = 1 << 20
 # Far above what rounding does to an IoU of boxes whose area is no smaller than this.
@@ -116,16 +120,11 @@ def _overlaps(corners: Floats, groups: Indices | None, threshold: np.floating) -
     bound = max(float(threshold) - _SLACK, 0.0)
     if area.min(where=area > 0, initial=1.0) < _SMALLEST_AREA:
         bound = 0.0
-    left, right = x1, x2 - width * area.dtype.type(bound)
-    if groups is not None:
-        # Each group has a stretch of the axis to itself, unless the boxes reach so far that numbers run out.
-        low = float(x1.min())
-        offset = groups * (2 * (float(x2.max()) - low) + 1)
-        left, right = offset + (left - low), offset + (right - low)
-
-    order = np.argsort(left)
-    partners = np.searchsorted(left[order], right[order], side="right") - np.arange(1, n + 1)
-    np.maximum(partners, 0, out=partners)
+    order, partners = _windows(x1, x2, width, bound, groups)
+    if n > _FEW and _CROWDED * int(partners.sum()) > n * n:
+        other, fewer = _windows(y1, y2, height, bound, groups)
+        if fewer.sum() < partners.sum():
+            order, partners, corners, height = other, fewer, corners[[1, 0, 3, 2]], width
     total = np.cumsum(partners)
     x1, y1, x2, y2 = corners.take(order, axis=1)
     area, least_height = area.take(order), (height * area.dtype.type(bound)).take(order)
@@ -159,6 +158,21 @@ def _overlaps(corners: Floats, groups: Indices | None, threshold: np.floating) -
     pairs = np.concatenate(found)
     pairs.sort()
     return pairs >> 32, pairs & 0xFFFFFFFF
+
+
+def _windows(
+    low: Floats, high: Floats, length: Floats, bound: float, groups: Indices | None
+) -> tuple[Indices, Indices]:
+    """Boxes by where they begin on an axis, and how many of those behind each may overlap it by so much."""
+    first, last = low, high - length * low.dtype.type(bound)
+    if groups is not None:
+        # Each group has a stretch of the axis to itself, unless the boxes reach so far that numbers run out.
+        least = float(low.min())
+        offset = groups * (2 * (float(high.max()) - least) + 1)
+        first, last = offset + (first - least), offset + (last - least)
+    order = np.argsort(first)
+    partners = np.searchsorted(first[order], last[order], side="right") - np.arange(1, len(order) + 1)
+    return order, np.maximum(partners, 0, out=partners)
 
 
 def _survivors(n: int, higher: Indices, lower: Indices) -> NDArray[np.bool_]:
