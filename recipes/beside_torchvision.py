@@ -39,6 +39,7 @@ CONFIG = TrainConfig(
     warmup=20, schedule="cosine", save_every=0, samples=0,
 )  # fmt: skip
 AUGMENT = AugmentConfig(flip=0.5)
+CPU = torch.device("cpu")
 
 
 def ours(begun: Start, data: CocoDataset, config: TrainConfig, out: Path) -> MaskRCNN:
@@ -56,7 +57,7 @@ def theirs(begun: Start, data: CocoDataset, config: TrainConfig, out: Path) -> M
     twin.transform._skip_resize = True
     optimizer = make_optimizer(twin, config)
     batches = loader(data, Augment(AUGMENT, begun.model.config.input), batch_size=config.batch, seed=config.seed)
-    for iteration, batch in zip(range(config.iterations), batches, strict=False):
+    for iteration, batch in zip(range(config.iterations), (x.to(CPU) for x in batches), strict=False):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config, iteration)
         images, objects = [], []

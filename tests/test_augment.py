@@ -37,7 +37,7 @@ INPUT = InputConfig(resize=RESIZES["torchvision"])
 
 
 def example(rng: np.random.Generator, size: tuple[int, int] = (60, 90), count: int = 4, boxy: bool = False) -> Example:
-    masks = np.array([ellipse(size, rng) for _ in range(count)]).reshape(count, *size)
+    masks = np.array([ellipse(size, rng) for _ in range(count)], bool).reshape(count, *size)
     boxes = np.array([extent(mask) for mask in masks], np.float32).reshape(-1, 4)
     if boxy:
         for mask, (x1, y1, x2, y2) in zip(masks, boxes.astype(int), strict=True):

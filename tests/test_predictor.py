@@ -117,7 +117,7 @@ def test_batches_keep_order_and_number(predictor: Predictor, folder: Path) -> No
 def test_a_bad_picture_harms_no_other(predictor: Predictor, folder: Path, batch_size: int) -> None:
     (folder / "2.png").write_bytes((folder / "2.png").read_bytes()[:200])
     sources = [folder / "1.png", folder / "2.png", folder / "missing.png", folder / "3.png", np.zeros((3, 3), complex)]
-    with pytest.warns(UserWarning, match="expected|No such file|truncated") as warned:
+    with pytest.warns(UserWarning, match="expected") as warned:
         results = predictor.predict(sources, batch_size=batch_size)
     assert [result.error is None for result in results] == [True, False, False, True, False]
     assert len(warned) == 3
