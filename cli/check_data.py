@@ -34,6 +34,7 @@ def add(verbs: Verbs) -> None:
     )
     parser.add_argument("--annotations", type=Path, required=True, metavar="FILE", help="COCO JSON file")
     parser.add_argument("--images", type=Path, required=True, metavar="DIR", help="folder its file names start from")
+    parser.add_argument("--no-masks", action="store_true", help="boxes only: segmentations are not looked at")
     parser.add_argument("--fix", type=Path, metavar="FILE", help="write a copy of the annotations without the faults")
     parser.add_argument("--output", type=Path, metavar="DIR", help="write report.json and contact_sheet.jpg here")
     parser.add_argument("--json", action="store_true", help="report as JSON")
@@ -46,9 +47,9 @@ def run(options: argparse.Namespace) -> int:
     def shown(items: Iterable[Any], total: int) -> Iterable[Any]:
         return progress(items, total, "pictures", alone=True)
 
-    report = check(options.annotations, options.images, progress=shown)
+    report = check(options.annotations, options.images, boxes_only=options.no_masks, progress=shown)
     written = []
-    if options.fix:
+    if options.fix and report.clean["annotations"]:
         written.append(report.write_clean(options.fix))
     if options.output:
         from ..engine.training.sheets import contact_sheet

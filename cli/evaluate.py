@@ -96,13 +96,18 @@ def run(options: argparse.Namespace) -> int:
     categories = _categories(content, options.categories)
     pictures = sources(content, images) if images else []
     if options.detections:
+        given = [name for name in ("score", "resize") if getattr(options, name) is not None]
+        if given:
+            raise ValueError(f"{', '.join(given)}: expected with weights alone, got detections, all of which count")
         found = read_results(options.detections)
         if options.categories:
             found = [entry for entry in found if entry["category_id"] in categories]
     elif images is None:
         raise ValueError("images: expected the folder of the pictures (--images DIR), got none")
     else:
-        by_id = _detected(options, pictures, {category["id"]: category["name"] for category in content["categories"]})
+        by_id = _detected(
+            options, pictures, {category["id"]: str(category["name"]) for category in content["categories"]}
+        )
         if by_id is None:
             return 0  # the first process goes on with what all have found
         found = [x for picture in pictures for x in by_id[picture.image_id] if x["category_id"] in categories]

@@ -99,7 +99,7 @@ def run(options: argparse.Namespace) -> int:
         validation = CocoDataset(
             options.val,
             options.val_images or options.images,
-            category_ids=data.category_ids,
+            like=data,
             boxes_only=data.boxes_only,
         )
     with processes(options.device or ("cuda" if torch.cuda.is_available() else "cpu")) as group:

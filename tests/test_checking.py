@@ -61,6 +61,15 @@ def shift(data: Data, _: Path) -> None:
     one["bbox"] = [one["bbox"][0], one["bbox"][1], one["bbox"][2] / 2, one["bbox"][3]]
 
 
+def named(data: Data) -> None:
+    """A picture whose id is text, as some tools write them."""
+    before = data["images"][2]["id"]
+    data["images"][2]["id"] = "0f3a"
+    for one in data["annotations"]:
+        if one["image_id"] == before:
+            one["image_id"] = "0f3a"
+
+
 # Name: the fault's kind, how it is planted, and how many annotations and pictures the clean copy lacks.
 PLANTED: dict[str, tuple[str, Callable[[Data, Path], Any], int, int]] = {
     "file": ("missing file", lambda data, folder: (folder / "2.png").unlink(), 3, 1),
@@ -72,9 +81,18 @@ PLANTED: dict[str, tuple[str, Callable[[Data, Path], Any], int, int]] = {
     "image id twice": (
         "duplicate image id",
         lambda data, folder: data["images"].append({**data["images"][0], "file_name": "9.png"}),
+        3,
+        1,
+    ),
+    "image entry twice": ("duplicate image id", lambda data, _: data["images"].append({**data["images"][0]}), 0, 0),
+    "id of text": ("id of text", lambda data, _: named(data), 0, 0),
+    "backslashes": (
+        "file of another name",
+        lambda data, _: data["images"][2].update(file_name="C:\\photos\\2.png"),
         0,
         0,
     ),
+    "only crowds": ("only crowds", lambda data, _: [x.update(iscrowd=1) for x in data["annotations"]], 0, 0),
     "file twice": (
         "duplicate file name",
         lambda data, folder: data["images"].append({**data["images"][0], "id": 999}),
@@ -138,7 +156,42 @@ PLANTED: dict[str, tuple[str, Callable[[Data, Path], Any], int, int]] = {
 
 
 def test_every_kind_of_fault_is_planted() -> None:
-    assert {kind for kind, _, _, _ in PLANTED.values()} == set(FAULTS)
+    assert {kind for kind, _, _, _ in PLANTED.values()} == set(FAULTS) - {"nothing to learn"}
+
+
+def test_nothing_to_learn_is_a_fault_and_no_file(
+    tmp_path: Path, data: Data, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path, {**data, "annotations": []})
+    assert check(path, tmp_path).counts == {"nothing to learn": 1}
+    clean = tmp_path / "clean.json"
+    assert main(["check-data", "--annotations", str(path), "--images", str(tmp_path), "--fix", str(clean)]) == 1
+    assert "nothing to learn" in capsys.readouterr().out
+    assert not clean.exists()
+
+
+@pytest.mark.parametrize("name", ["a/2.png", "/data/local-files/?d=a/2.png", "a%2F2.png", "..\\a\\2.png"])
+def test_files_of_other_names_are_found(tmp_path: Path, data: Data, name: str) -> None:
+    data["images"][2]["file_name"] = name
+    report = check(write(tmp_path, data), tmp_path)
+    assert report.counts == {"file of another name": 1}
+    assert report.clean["images"][2]["file_name"] == "2.png"
+
+
+def test_boxes_alone_are_enough_where_masks_are_not_wanted(tmp_path: Path, data: Data) -> None:
+    for one in data["annotations"]:
+        one["segmentation"] = []
+    path = write(tmp_path, data)
+    assert check(path, tmp_path).objects == 0
+    report = check(path, tmp_path, boxes_only=True)
+    assert (report.faults, report.objects) == ([], 11)
+    data["annotations"][0]["bbox"] = [-5, -5, 20, 20]
+    data["annotations"][1]["bbox"] = [1, 1, 0, 4]
+    report = check(write(tmp_path, data), tmp_path, boxes_only=True)
+    assert report.counts == {"degenerate box": 1, "box outside": 1}
+    assert report.clean["annotations"][0]["bbox"] == [0, 0, 15, 15]
+    assert len(report.clean["annotations"]) == 11
+    assert check(report.write_clean(tmp_path / "clean.json"), tmp_path, boxes_only=True).faults == []
 
 
 @pytest.mark.parametrize("name", PLANTED)

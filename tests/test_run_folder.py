@@ -37,6 +37,11 @@ def test_lines_that_the_state_does_not_know_are_cut(tmp_path: Path, tail: str) -
     assert sorted(file.name for file in tmp_path.iterdir()) == ["config.json", "metrics.jsonl", "state.pt"]
 
 
+def test_a_start_that_failed_blocks_nobody(tmp_path: Path) -> None:
+    RunFolder(tmp_path, CONFIG, resume=False).open()
+    assert RunFolder(tmp_path, CONFIG, resume=False).lines == []
+
+
 def test_a_run_without_a_state_begins_anew(tmp_path: Path) -> None:
     filled(tmp_path, 2, 3)
     (tmp_path / "state.pt").unlink()

@@ -51,7 +51,14 @@ def parsed(*options: str) -> argparse.Namespace:
 
 CONFIGS = [(TrainConfig(), ""), (AUGMENT, "augment"), (LossConfig(), "loss")]
 FIELDS = [(config, prefix, field.name) for config, prefix in CONFIGS for field in dataclasses.fields(config)]
-SPECIAL = {"accumulate": "2", "best": "bbox_AP50", "crop_range": "0.2 0.4", "momentum": "0.3", "flip": "0.25"}
+SPECIAL = {
+    "accumulate": "2",
+    "rpn_background": "0.25",
+    "best": "bbox_AP50",
+    "crop_range": "0.2 0.4",
+    "momentum": "0.3",
+    "flip": "0.25",
+}
 
 
 @pytest.mark.parametrize(("config", "prefix", "name"), FIELDS, ids=[f"{prefix}.{name}" for _, prefix, name in FIELDS])
@@ -99,16 +106,57 @@ def test_nothing_given_is_the_default() -> None:
 
 
 @pytest.mark.parametrize(
-    "given", [["--momentum", "1"], ["--batch", "3", "--accumulate", "2"], ["--best", "AP"]], ids=str
+    "given",
+    [
+        ["--momentum", "1"],
+        ["--batch", "3", "--accumulate", "2"],
+        ["--best", "AP"],
+        ["--patience", "2"],
+        ["--frozen-stages", "6"],
+        ["--loss-rpn-samples", "0"],
+    ],
+    ids=str,
 )
 def test_values_that_do_not_fit_are_one_line(
     arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], given: list[str]
 ) -> None:
     assert main(["train", *arguments, "--out", str(tmp_path / "run"), *given]) == 1
     complaint = capsys.readouterr().err
-    assert complaint.startswith(f"trimask: {given[0][2:]}: expected ")
-    assert complaint.count("\n") == 1
+    option = given[0][2:].removeprefix("loss-").replace("-", "_")
+    assert complaint.splitlines()[-1].startswith(f"trimask: {option}: expected ")
     assert not (tmp_path / "run").exists()
+
+
+def train(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """In a process of its own, which has to end."""
+    command = [sys.executable, "-m", "trimask", "train", *arguments, "--out", str(tmp_path / "run")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "MPLCONFIGDIR": str(tmp_path)}
+    return subprocess.run(command, capture_output=True, text=True, timeout=100, env=environment)
+
+
+def test_a_run_with_workers_ends(arguments: list[str], tmp_path: Path) -> None:
+    """Also where its evaluation leaves frames behind, as matplotlib's first start does."""
+    known = arguments[arguments.index("--train") + 1]
+    done = train(tmp_path, *arguments, "--workers", "2", "--val", known)
+    assert done.returncode == 0, done.stderr
+    assert "finished after 4 iterations" in done.stdout
+
+
+def test_what_goes_wrong_in_a_worker_is_one_line(arguments: list[str], tmp_path: Path) -> None:
+    done = train(tmp_path, *arguments, "--workers", "2", "--polygons")
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("trimask: ")
+    assert "expected polygons to keep, got run lengths" in last
+    assert "Traceback" not in done.stderr
+
+
+def test_training_from_nothing(arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The architecture that is taken by default, at a size that a test can bear."""
+    start = arguments.index("--weights")
+    given = [*arguments[:start], *arguments[start + 2 :], "--min-size", "48", "--max-size", "64"]
+    assert main(["train", *given, "--out", str(tmp_path), "--iterations", "1", "--set", "fpn.channels=16"]) == 0
+    assert load_model(tmp_path / "last.safetensors").config.backbone.norm_eps == 1e-5
 
 
 def test_a_signal_interrupts_and_the_run_goes_on(

@@ -1,10 +1,11 @@
 """The training loop: a run is a function of its configuration, whatever interrupts it."""
 
+import json
 import math
 import multiprocessing
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -220,6 +221,46 @@ def test_a_gradient_that_is_not_finite_skips_the_update(tmp_path: Path, data: Co
     assert second["gradient_norm"] > 0
 
 
+def test_a_loss_that_is_no_number_leaves_an_earlier_state(
+    tmp_path: Path, data: CocoDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = trainer(tmp_path, data, replace(SIX, save_every=1))
+    spoil(monkeypatch, 5)
+    with pytest.raises(FloatingPointError, match="what was saved last is in"):
+        run.run()
+    assert torch.load(tmp_path / "state.pt", weights_only=True)["iteration"] == 2
+
+
+def test_an_evaluation_that_fails_loses_nothing(
+    tmp_path: Path, data: CocoDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    straight, parts = tmp_path / "straight", tmp_path / "parts"
+    expected = trainer(straight, data, validation=data)
+    expected.run()
+    with monkeypatch.context() as patch:
+        patch.setattr("trimask.engine.training.trainer.detect", lambda *_: (_ for _ in ()).throw(OSError("a picture")))
+        with pytest.raises(OSError, match="a picture"):
+            trainer(parts, data, validation=data).run()
+    assert (parts / "last.safetensors").is_file()
+    again = trainer(parts, data, validation=data, resume=True)
+    assert again.run().reason == "finished"
+    assert_same(final(again), final(expected))
+    assert lines(parts) == lines(straight)
+    assert (parts / "best.safetensors").is_file()
+
+
+def test_the_validation_has_ids_of_its_own(tmp_path: Path, data: CocoDataset) -> None:
+    content = json.loads(data.annotations.read_text())
+    for entry in (*content["categories"], *content["annotations"]):
+        name = "category_id" if "category_id" in entry else "id"
+        entry[name] = 100 - entry[name]
+    (path := tmp_path / "other.json").write_text(json.dumps(content))
+    other = CocoDataset(path, data.records[0].path.parent, like=data)
+    runs = [trainer(tmp_path / name, data, validation=x) for name, x in (("a", data), ("b", other))]
+    assert runs[0].run().summary == runs[1].run().summary
+    assert lines(tmp_path / "a") == lines(tmp_path / "b")
+
+
 @pytest.mark.skipif(multiprocessing.get_start_method() != "fork", reason="the patch reaches forked workers alone")
 def test_a_dead_worker_is_reported(tmp_path: Path, data: CocoDataset, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(CocoDataset, "__getitem__", lambda self, index: os.kill(os.getpid(), signal.SIGKILL))
@@ -261,6 +302,42 @@ def test_a_folder_with_a_run_is_left_alone(tmp_path: Path, data: CocoDataset) ->
 def test_what_does_not_fit_is_refused(tmp_path: Path, data: CocoDataset, options: dict[str, Any], text: str) -> None:
     with pytest.raises(ValueError, match=text):
         trainer(tmp_path, data, **options)
+
+
+def changed(data: CocoDataset, path: Path, change: Callable[[dict[str, Any]], Any]) -> CocoDataset:
+    content = json.loads(data.annotations.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+    return CocoDataset(path, data.records[0].path.parent)
+
+
+def test_data_that_teaches_nothing_is_refused_at_once(tmp_path: Path, data: CocoDataset) -> None:
+    crowds = changed(
+        data, tmp_path / "crowds.json", lambda content: [x.update(iscrowd=1) for x in content["annotations"]]
+    )
+    with pytest.raises(ValueError, match=r"crowds\.json: expected objects to learn, got none but 12 marked as crowds"):
+        trainer(tmp_path / "out", crowds)
+    nowhere = CocoDataset(data.annotations, tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"annotations\.json: expected its pictures, found none such as .*nowhere"):
+        trainer(tmp_path / "out", nowhere)
+
+
+def test_a_validation_that_cannot_be_evaluated_is_refused_at_once(tmp_path: Path, data: CocoDataset) -> None:
+    boxes = changed(data, tmp_path / "boxes.json", lambda content: content["annotations"][2].update(segmentation=[]))
+    with pytest.raises(ValueError, match=r"boxes\.json: annotation \d+: expected a segmentation, got none"):
+        trainer(tmp_path / "out", data, validation=boxes)
+    lacking = changed(
+        data, tmp_path / "lacking.json", lambda content: content["images"][1].update(file_name="gone.png")
+    )
+    with pytest.raises(ValueError, match=r"lacking\.json: expected all its pictures, lost 1: .*gone\.png"):
+        trainer(tmp_path / "out", data, validation=lacking)
+
+
+def test_norms_that_learn_need_an_epsilon(tmp_path: Path, data: CocoDataset) -> None:
+    bare = replace(TINY, backbone=replace(TINY.backbone, norm_eps=0.0))
+    with pytest.raises(ValueError, match="norm_eps: expected more than 0 for norms that learn"):
+        trainer(tmp_path, data, replace(SIX, norms="live"), start=begin(bare))
+    trainer(tmp_path, data, start=begin(bare))
 
 
 def test_the_classes_of_the_validation_fit(tmp_path: Path, data: CocoDataset) -> None:

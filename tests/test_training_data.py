@@ -64,6 +64,26 @@ def test_classes_are_in_the_order_of_ids_or_of_the_model(tmp_path: Path, np_rng:
         CocoDataset(path, tmp_path, category_ids=[3, 4])
 
 
+def test_a_data_set_to_evaluate_has_the_labels_of_the_other(tmp_path: Path, np_rng: np.random.Generator) -> None:
+    """By name, whatever its ids; what it has not has no objects, and what the other has not is left out."""
+    data = CocoDataset(write(tmp_path, content(tmp_path, np_rng)), tmp_path)
+    other = json.loads(data.annotations.read_text())
+    numbers = {3: 90, 7: 1, 90: 2}
+    other["categories"] = [{"id": 1, "name": "Seven"}, {"id": 90, "name": "three"}, {"id": 2, "name": "more"}]
+    for entry in other["annotations"]:
+        entry["category_id"] = numbers[entry["category_id"]]
+    (path := tmp_path / "other.json").write_text(json.dumps(other))
+    found = CocoDataset(path, tmp_path, like=data)
+    assert found.class_names == data.class_names
+    assert found.labels == {90: 0, 1: 1}
+    for ours, theirs in zip(found, data, strict=True):
+        assert ours.labels.tolist() == [label for label in theirs.labels.tolist() if label < 2]
+    other["categories"] = [{"id": n, "name": str(n)} for n in (1, 2, 90)]
+    path.write_text(json.dumps(other))
+    with pytest.raises(ValueError, match=r"other\.json: expected categories of .*three, seven, ninety, got 1, 2, 90"):
+        CocoDataset(path, tmp_path, like=data)
+
+
 def test_a_greyscale_file_becomes_rgb(tmp_path: Path, np_rng: np.random.Generator) -> None:
     data = content(tmp_path, np_rng, pictures=2)
     size = data["images"][0]["height"], data["images"][0]["width"]
@@ -125,10 +145,14 @@ def test_boxes_alone_will_do_for_models_without_masks(tmp_path: Path, np_rng: np
 
 BAD: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "not a list": (lambda data: data.update(images=None), "no list of images"),
-    "image without height": (lambda data: data["images"][0].pop("height"), "image 5: expected .*'height'"),
+    "image without height": (lambda data: data["images"][0].pop("height"), "image 5: expected height as int, got None"),
     "image id twice": (lambda data: data["images"].append(data["images"][0]), "one image with id 5, got two"),
-    "no category id": (lambda data: data["categories"].append({"name": "x"}), "category number 3"),
-    "annotation without category": (lambda data: data["annotations"][1].pop("category_id"), "annotation 8: expected"),
+    "no category id": (lambda data: data["categories"].append({"name": "x"}), "category 3: expected id as int"),
+    "annotation without category": (
+        lambda data: data["annotations"][1].pop("category_id"),
+        "annotation 8: expected category_id",
+    ),
+    "id of text": (lambda data: data["images"][0].update(id="a"), "image 'a': expected id as int, got 'a' .*--fix"),
     "unknown category": (lambda data: data["annotations"][1].update(category_id=4), "annotation 8: category 4"),
     "unknown image": (lambda data: data["annotations"][1].update(image_id=6), "annotation 8: image 6"),
 }

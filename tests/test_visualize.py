@@ -9,6 +9,7 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont
 
 from trimask.engine.inference.result import Result
+from trimask.engine.pictures.fonts import font_for
 from trimask.engine.pictures.reading import PictureError
 from trimask.engine.pictures.visualize import PALETTE, _ink_on, _Labels, _luminance, draw
 from trimask.kernels.paste_rule import PasteRule
@@ -184,6 +185,14 @@ def test_masks_boxes_and_labels_can_be_chosen(np_rng: np.random.Generator) -> No
     assert not np.array_equal(pixels(labels=False), pixels())
     assert not np.array_equal(pixels(scores=False), pixels())
     assert not np.array_equal(pixels(font_size=20.0), pixels())
+
+
+def test_letters_beyond_ascii_are_drawn(np_rng: np.random.Generator) -> None:
+    """Where a font has them: matplotlib's does. Without one, every such letter is the same empty box."""
+    pytest.importorskip("matplotlib")
+    shapes = {letter: font_for(letter, 40).getmask(letter) for letter in "üéñŁж"}
+    assert len({bytes(shape) for shape in shapes.values()}) == len(shapes)
+    assert font_for("plain", 40).getname() == ImageFont.load_default(40).getname()
 
 
 def test_a_font_of_ones_own(np_rng: np.random.Generator) -> None:

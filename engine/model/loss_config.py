@@ -50,6 +50,21 @@ class LossConfig:
     mask_aligned: bool = False
     mask_threshold: float | None = None
 
+    def __post_init__(self) -> None:
+        def check(good: bool, name: str, expected: str) -> None:
+            if not good:
+                raise ValueError(f"{name}: expected {expected}, got {getattr(self, name)!r}")
+
+        for name in ("rpn_samples", "roi_samples", "pre_nms", "post_nms"):
+            check(getattr(self, name) >= 1, name, "at least 1")
+        for name in ("rpn_foreground", "rpn_background", "rpn_positive", "roi_foreground", "roi_positive"):
+            check(0 <= getattr(self, name) <= 1, name, "a number in 0..1")
+        for name in ("crowd_threshold", "mask_threshold"):
+            check(getattr(self, name) is None or 0 <= getattr(self, name) <= 1, name, "a number in 0..1, or none")
+        for name in ("rpn_beta", "roi_beta"):
+            check(getattr(self, name) >= 0, name, "at least 0")
+        check(self.rpn_background <= self.rpn_foreground, "rpn_background", f"at most {self.rpn_foreground}")
+
 
 LossConfig.TORCHVISION = LossConfig(crowd_threshold=None)
 LossConfig.DETECTRON2 = LossConfig(

@@ -15,8 +15,9 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFilter, ImageFont
+from PIL import Image, ImageDraw, ImageFilter
 
+from .fonts import font_for
 from .reading import read
 
 Color = tuple[int, int, int]
@@ -122,11 +123,11 @@ def _draw_box(canvas: Image.Image, box: Sequence[float], *, color: Color, line: 
 class _Labels:
     """Labels, placed clear of each other; the text is drawn larger and shrunk, which keeps small letters in shape."""
 
-    def __init__(self, canvas: Image.Image, points: float, font: str | None) -> None:
+    def __init__(self, canvas: Image.Image, points: float, font: str | None, texts: str) -> None:
         self.canvas = canvas
         self.scale = 4 if points < 24 else 2
         size = points * self.scale
-        self.font = ImageFont.truetype(font, size) if font else ImageFont.load_default(size)
+        self.font = font_for(texts, size, font)
         self.gap = points / 4
         self.top: float
         self.bottom: float
@@ -246,7 +247,7 @@ def draw(
         color_by: "instance" for a colour each, so that neighbours of one class differ, or "class".
         opacity: of a mask's filling, 0 to 1.
         line: width of outlines in pixels; by default 1/420 of the picture's diagonal, at least 1.25.
-        font: a TrueType file, for names beyond the Latin alphabet; by default the font in Pillow.
+        font: a TrueType file; by default the font in Pillow, and DejaVu or another that is found for more than ASCII.
         font_size: in pixels; by default 1/56 of the diagonal, at least 10, or 7 where the picture is tiny.
 
     Returns:
@@ -286,7 +287,9 @@ def draw(
         if boxes:
             _draw_box(canvas, edges[n].tolist(), color=colors[n], line=line)
     if labels:
-        pills = _Labels(canvas, font_size or max(diagonal / 56, min(10.0, max(7.0, diagonal / 9))), font)
+        pills = _Labels(
+            canvas, font_size or max(diagonal / 56, min(10.0, max(7.0, diagonal / 9))), font, "".join(result.names)
+        )
         texts = [[f"{one.name} {_shown(one.score)}", one.name][not scores :] for one in result]
         places = [
             pills.place(text, (x, y - line / 2), share) for text, ((x, y), share) in zip(texts, feet, strict=True)

@@ -5,9 +5,11 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,19 +17,23 @@ from numpy.typing import NDArray
 from ...kernels.cpu.masks import area_of_runs, box_of_runs
 from ..model.files import write_whole
 from ..pictures.reading import PictureError, read
-from .data import SizeError, read_json, read_upright
+from .data import SizeError, clipped_box, read_json, read_upright
 from .segmentation import polygons_of, runs_of
 
 __all__ = ["FAULTS", "Fault", "Report", "check"]
 
 # What is looked for, and what the clean copy does about it.
 FAULTS = {
+    "nothing to learn": "nothing can be done about it",
+    "only crowds": "taken for objects, which some tools mark so (CVAT's brush masks)",
     "missing field": "filled in, or the entry dropped",
+    "id of text": "numbered",
     "missing file": "picture dropped",
+    "file of another name": "the name of the file that is there",
     "unreadable file": "picture dropped",
     "size mismatch": "picture dropped",
     "duplicate file name": "later picture dropped",
-    "duplicate image id": "later picture dropped",
+    "duplicate image id": "later entry dropped; where it is of another file, both pictures, and what is said of either",
     "duplicate category id": "later category dropped",
     "duplicate annotation id": "later annotation renumbered",
     "annotation id 0": "renumbered: COCOeval takes 0 for no match",
@@ -106,33 +112,47 @@ class Report:
 
 
 def check(
-    annotations: Path | str, images: Path | str, *, workers: int = 4, progress: Progress = lambda items, total: items
+    annotations: Path | str,
+    images: Path | str,
+    *,
+    boxes_only: bool = False,
+    workers: int = 4,
+    progress: Progress = lambda items, total: items,
 ) -> Report:
     """Look for faults in a COCO annotation file and in every picture that it names.
 
     Args:
         images: the folder that its file names start from.
+        boxes_only: for models without masks: segmentations are not looked at.
         workers: threads that decode pictures.
         progress: wraps an iterable and its length, to show how far it got.
 
     Raises:
         ValueError: a file that is not JSON, or lacks one of COCO's three lists.
     """
-    return _Check(read_json(Path(annotations)), Path(images)).run(workers, progress)
+    return _Check(read_json(Path(annotations)), Path(images), boxes_only).run(workers, progress)
 
 
 class _Check:
-    def __init__(self, content: dict[str, Any], folder: Path) -> None:
-        self.content = content
+    def __init__(self, content: dict[str, Any], folder: Path, boxes_only: bool) -> None:
         self.folder = folder
+        self.boxes_only = boxes_only
         self.report = Report(pictures=len(content["images"]))
         self.sizes: Counter[int] = Counter()
+        self.content = self._numbered(content)
 
     def run(self, workers: int, progress: Progress) -> Report:
         categories = list(self._categories())
         names = {entry["id"]: entry["name"] for entry in categories}
         images = list(self._images(workers, progress))
         annotations = list(self._annotations({entry["id"]: entry for entry in images}, names))
+        if annotations and all(entry["iscrowd"] for entry in annotations):
+            self._fault("only crowds", f"expected objects, got {len(annotations)} annotations with iscrowd 1")
+            for entry in annotations:
+                entry["iscrowd"] = 0
+                self._count(entry["area"])
+        elif not annotations:
+            self._fault("nothing to learn", "expected annotations that can be used, got none")
         found = Counter(names[entry["category_id"]] for entry in annotations if not entry["iscrowd"])
         report = self.report
         report.objects = found.total()
@@ -148,6 +168,29 @@ class _Check:
         assert kind in FAULTS
         self.report.faults.append(Fault(kind, image, annotation, detail))
 
+    def _numbered(self, content: dict[str, Any]) -> dict[str, Any]:
+        """The content with numbers for ids of pictures that are text, wherever they stand."""
+        entries = [entry for entry in content["images"] if isinstance(entry, dict)]
+        free = 1 + max((_get(entry, "id") or 0 for entry in entries), default=0)
+        numbers: dict[str, int] = {}
+        for entry in entries:
+            if isinstance(entry.get("id"), str) and entry["id"] not in numbers:
+                numbers[entry["id"]] = free + len(numbers)
+                self._fault("id of text", f"image: expected an integer id, got {entry['id']!r}", entry.get("file_name"))
+        if not numbers:
+            return content
+
+        def numbered(entries: list[Any], name: str) -> list[Any]:
+            return [
+                {**x, name: numbers[x[name]]}
+                if isinstance(x, dict) and isinstance(x.get(name), str) and x[name] in numbers
+                else x
+                for x in entries
+            ]
+
+        images, annotations = numbered(content["images"], "id"), numbered(content["annotations"], "image_id")
+        return {**content, "images": images, "annotations": annotations}
+
     def _categories(self) -> Iterator[dict[str, Any]]:
         seen = set()
         for entry in self.content["categories"]:
@@ -161,13 +204,16 @@ class _Check:
 
     def _images(self, workers: int, progress: Progress) -> Iterator[dict[str, Any]]:
         """The pictures that are all right, their sizes filled in."""
-        entries, seen, files = [], set(), set()
+        entries: list[dict[str, Any]] = []
+        seen, files = set(), set()
         for entry in self.content["images"]:
             name = entry.get("file_name") if isinstance(entry, dict) else None
             if _get(entry, "id") is None or not isinstance(name, str):
                 self._fault("missing field", f"image: expected an integer id and a file_name, got {entry!r:.80}", name)
             elif entry["id"] in seen:
                 self._fault("duplicate image id", f"expected one image with id {entry['id']}, got another", name)
+                if name not in files:  # whose annotations are whose?
+                    entries = [other for other in entries if other["id"] != entry["id"]]
             elif name in files:
                 self._fault("duplicate file name", f"expected it once, got it again as image {entry['id']}", name)
             else:
@@ -176,25 +222,29 @@ class _Check:
                 files.add(name)
         with ThreadPoolExecutor(workers) as pool:
             results = progress(pool.map(self._picture, entries), len(entries))
-            for entry, (size, kind, detail) in zip(entries, results, strict=True):
+            for entry, (name, size, kind, detail) in zip(entries, results, strict=True):
+                if name != entry["file_name"]:
+                    said = f"expected a file of that name, found {name}"
+                    self._fault("file of another name", said, entry["file_name"])
                 if kind:
                     self._fault(kind, detail, entry["file_name"])
                 if size:
-                    yield {**entry, "height": size[0], "width": size[1]}
+                    yield {**entry, "file_name": name, "height": size[0], "width": size[1]}
 
-    def _picture(self, entry: dict[str, Any]) -> tuple[tuple[int, int] | None, str, str]:
-        """The size of a picture, None if it is of no use; a fault and its detail."""
-        path, size = self.folder / entry["file_name"], (_get(entry, "height"), _get(entry, "width"))
+    def _picture(self, entry: dict[str, Any]) -> tuple[str, tuple[int, int] | None, str, str]:
+        """The name of a picture's file and its size, None if it is of no use; a fault and its detail."""
+        name, size = _found(self.folder, entry["file_name"]), (_get(entry, "height"), _get(entry, "width"))
+        path = self.folder / name
         try:
             if size[0] is None or size[1] is None:
-                return read(path).size, "missing field", f"expected height and width, got {size}"
-            return read_upright(path, (size[0], size[1])).shape[:2], "", ""
+                return name, read(path).size, "missing field", f"expected height and width, got {size}"
+            return name, read_upright(path, (size[0], size[1])).shape[:2], "", ""
         except SizeError as error:
-            return None, "size mismatch", str(error)
+            return name, None, "size mismatch", str(error)
         except FileNotFoundError:
-            return None, "missing file", f"{path}: expected a picture, found no file"
+            return name, None, "missing file", f"{path}: expected a picture, found no file"
         except (PictureError, OSError) as error:
-            return None, "unreadable file", str(error)
+            return name, None, "unreadable file", str(error)
 
     def _annotations(self, images: dict[int, dict[str, Any]], names: dict[int, str]) -> Iterator[dict[str, Any]]:
         """The annotations that are of use, put right."""
@@ -235,12 +285,18 @@ class _Check:
         def fault(kind: str, detail: str) -> None:
             self._fault(kind, detail, image["file_name"], _get(entry, "id"))
 
-        absent = [name for name in ("id", "bbox", "segmentation", "area", "iscrowd") if entry.get(name) is None]
+        wanted = (
+            ("id", "bbox", "area", "iscrowd") if self.boxes_only else ("id", "bbox", "segmentation", "area", "iscrowd")
+        )
+        absent = [name for name in wanted if entry.get(name) is None]
         if absent:
             fault("missing field", f"expected {', '.join(absent)}, got none")
         fixed["iscrowd"] = int(bool(entry.get("iscrowd", 0)))
         segmentation = entry.get("segmentation")
         fixed.pop("area", None)
+        if self.boxes_only:
+            self._boxed(fixed, size, fault)
+            return fixed
         if segmentation is None:
             return fixed
         if isinstance(segmentation, list):
@@ -267,8 +323,39 @@ class _Check:
             fixed["bbox"] = [*extent[:2].tolist(), *(extent[2:] - extent[:2]).tolist()]
         stated = entry.get("area")
         fixed["area"] = stated if isinstance(stated, (int, float)) and stated > 0 and not repaired else area
-        self.sizes[int(np.searchsorted(SIDES, area**0.5, side="right"))] += not fixed["iscrowd"]
+        if not fixed["iscrowd"]:
+            self._count(area)
         return fixed
+
+    def _count(self, area: float) -> None:
+        self.sizes[int(np.searchsorted(SIDES, area**0.5, side="right"))] += 1
+
+    def _boxed(self, fixed: dict[str, Any], size: tuple[int, int], fault: Callable[[str, str], None]) -> None:
+        """An area for a box that has some; one that leaves the picture is cut."""
+        bbox = fixed.get("bbox")
+        if bbox is None or _is_bad_box(bbox, None, size, fault):
+            try:
+                x1, y1, x2, y2 = clipped_box(bbox, size).tolist()
+            except ValueError:
+                return
+            fixed["bbox"] = [x1, y1, x2 - x1, y2 - y1]
+        area = fixed["bbox"][2] * fixed["bbox"][3]
+        if area > 0:
+            fixed["area"] = area
+            if not fixed["iscrowd"]:
+                self._count(area)
+
+
+def _found(folder: Path, name: str) -> str:
+    """The name of a file as it is in the folder: tools write backslashes, percent signs, or paths of their own."""
+    if (folder / name).is_file():
+        return name
+    plain = unquote(name.replace("\\", "/"))
+    for candidate in (plain, plain.rpartition("/")[2], plain.rpartition("=")[2]):
+        with suppress(OSError, ValueError):
+            if candidate and (folder / candidate).is_file():
+                return candidate
+    return name
 
 
 def _get(entry: Any, name: str) -> int | None:
@@ -308,22 +395,26 @@ def _area(points: NDArray[np.float64]) -> float:
 
 
 def _is_bad_box(
-    bbox: Any, extent: NDArray[np.float64], size: tuple[int, int], fault: Callable[[str, str], None]
+    bbox: Any, extent: NDArray[np.float64] | None, size: tuple[int, int], fault: Callable[[str, str], None]
 ) -> bool:
-    """Whether a box needs to be replaced by the extent of its mask."""
+    """Whether a box needs to be replaced by the extent of its mask, if there is one."""
     try:
         x, y, width, height = (float(value) for value in bbox)
     except (TypeError, ValueError):
         x = y = width = height = np.nan
     box = np.array([x, y, x + width, y + height])
     limits = np.array([size[1], size[0], size[1], size[0]])
-    allowed = np.maximum(UNLIKE_PIXELS, UNLIKE_SHARE * np.tile(extent[2:] - extent[:2], 2))
     if not (np.isfinite(box).all() and width > 0 and height > 0):
         fault("degenerate box", f"expected [x, y, width, height] with an area, got {bbox!r:.60}")
     elif ((box < -SLACK) | (box > limits + SLACK)).any():
         fault("box outside", f"expected a box in {size[1]} x {size[0]}, got {bbox!r:.60}")
-    elif (abs(box - extent) > allowed).any():
+    elif extent is not None and (abs(box - extent) > _allowed(extent)).any():
         fault("box unlike mask", f"expected x1 y1 x2 y2 near {extent.tolist()}, got {box.round(1).tolist()}")
     else:
         return False
     return True
+
+
+def _allowed(extent: NDArray[np.float64]) -> NDArray[np.float64]:
+    """How far each side of a box may be from its mask's."""
+    return np.maximum(UNLIKE_PIXELS, UNLIKE_SHARE * np.tile(extent[2:] - extent[:2], 2))

@@ -39,7 +39,8 @@ class TrainConfig:
         polygons: masks to learn are drawn from polygons for each region, as Detectron2 does by default, rather than cut
             from masks of pixels by RoIAlign.
         repeat_threshold: classes on fewer than this share of the pictures are shown more often; 0: none.
-        log_every, evaluate_every, save_every: iterations between lines, evaluations and saved states; 0: at the end.
+        log_every: iterations between lines of the metrics.
+        evaluate_every, save_every: iterations between evaluations and between saved states; 0: at the end.
         samples: pictures of the validation set that are drawn at each evaluation.
         patience: stop after this many evaluations without a better one; 0: never.
         best: the figure that decides which weights are the best; boxes' instead of masks' where there are none.

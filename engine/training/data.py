@@ -98,10 +98,14 @@ class CocoDataset:
         images: the folder that its file names start from.
         category_ids: the category of each label, in the order of a model's config; annotations of other categories
             are left out. By default all categories, by rising id.
+        like: the data set that a model learns from, which this one is to evaluate: labels are its own, categories are
+            matched by their names, whatever their ids, and one that is missing here has no objects.
         boxes_only: for models without masks: segmentations are not looked at, an object's mask is its box.
 
     Attributes:
-        class_names, category_ids: of the labels, in their order.
+        class_names: of the labels, in their order.
+        category_ids: of the labels that there are in the file.
+        labels: the label of each of those.
         records: a :class:`Record` for each picture, in the file's order.
 
     Raises:
@@ -115,18 +119,31 @@ class CocoDataset:
         images: Path | str,
         *,
         category_ids: Sequence[int] | None = None,
+        like: "CocoDataset | None" = None,
         boxes_only: bool = False,
     ) -> None:
         self.annotations = Path(annotations)
         self.boxes_only = boxes_only
         content = read_json(self.annotations)
         names: dict[int, str] = dict(self._fields(content["categories"], "category", ("id", "name")))
-        self.category_ids = tuple(sorted(names) if category_ids is None else category_ids)
-        missing = [x for x in self.category_ids if x not in names]
-        if missing:
-            raise ValueError(f"{self.annotations}: expected the categories {missing}, got {sorted(names)}")
-        self.class_names = tuple(names[x] for x in self.category_ids)
-        self._labels = {x: label for label, x in enumerate(self.category_ids)}
+        if like is None:
+            self.category_ids = tuple(sorted(names) if category_ids is None else category_ids)
+            missing = [x for x in self.category_ids if x not in names]
+            if missing:
+                raise ValueError(f"{self.annotations}: expected the categories {missing}, got {sorted(names)}")
+            self.class_names = tuple(names[x] for x in self.category_ids)
+            self.labels = {x: label for label, x in enumerate(self.category_ids)}
+        else:
+            by_name = {name.casefold(): x for x, name in names.items()}
+            self.class_names = like.class_names
+            known = [name.casefold() for name in self.class_names]
+            self.labels = {by_name[name]: label for label, name in enumerate(known) if name in by_name}
+            self.category_ids = tuple(self.labels)
+            if not self.labels:
+                there, wanted = ", ".join(names.values()), ", ".join(self.class_names)
+                raise ValueError(
+                    f"{self.annotations}: expected categories of {like.annotations}, {wanted}, got {there}"
+                )
 
         records: dict[Any, Record] = {}
         for x, name, height, width in self._fields(content["images"], "image", ("id", "file_name", "height", "width")):
@@ -140,16 +157,21 @@ class CocoDataset:
             if x not in records or category not in names:
                 what = f"image {x!r}" if x not in records else f"category {category!r}"
                 raise ValueError(f"{self.annotations}: annotation {entry.get('id')!r}: {what} is not in the file")
-            if category in self._labels:
+            if category in self.labels:
                 records[x].annotations.append(entry)
         self.records = list(records.values())
 
     def _fields(self, entries: list[Any], kind: str, names: tuple[str, ...]) -> Iterator[Any]:
         for n, entry in enumerate(entries):
             values = tuple(entry.get(name) if isinstance(entry, dict) else None for name in names)
-            if not all(isinstance(x, str if "name" in name else int) for name, x in zip(names, values, strict=True)):
-                where = f"{kind} {entry['id']!r}" if isinstance(entry, dict) and "id" in entry else f"{kind} number {n}"
-                raise ValueError(f"{self.annotations}: {where}: expected {names}, got {entry!r:.80}")
+            for name, value in zip(names, values, strict=True):
+                wanted = str if "name" in name else int
+                if not isinstance(value, wanted):
+                    where = f"{kind} {entry['id']!r}" if isinstance(entry, dict) and "id" in entry else f"{kind} {n}"
+                    raise ValueError(
+                        f"{self.annotations}: {where}: expected {name} as {wanted.__name__}, got {value!r:.60} "
+                        "(trimask check-data --fix mends much)"
+                    )
             yield values
 
     def __len__(self) -> int:
@@ -182,7 +204,7 @@ class CocoDataset:
         example = Example(
             picture,
             boxes,
-            np.array([self._labels[annotation["category_id"]] for annotation in record.annotations], np.int64),
+            np.array([self.labels[annotation["category_id"]] for annotation in record.annotations], np.int64),
             masks,
             np.array([bool(annotation.get("iscrowd", 0)) for annotation in record.annotations], np.bool_),
             record.image_id,

@@ -18,8 +18,24 @@ class Source(NamedTuple):
 
 
 def sources(content: Mapping[str, Any], images: Path | str) -> list[Source]:
-    """The pictures of a COCO annotation file's content, in its order; file names start from the folder ``images``."""
-    return [Source(x["id"], Path(images) / x["file_name"], (x["height"], x["width"])) for x in content["images"]]
+    """The pictures of a COCO annotation file's content, in its order; file names start from the folder ``images``.
+
+    Raises:
+        ValueError: one without what is needed.
+    """
+    found = []
+    for n, entry in enumerate(content["images"]):
+        fields = [
+            entry.get(name) if isinstance(entry, dict) else None for name in ("file_name", "height", "width", "id")
+        ]
+        name, height, width, number = fields
+        if (
+            not (isinstance(name, str) and isinstance(height, (int, float)) and isinstance(width, (int, float)))
+            or number is None
+        ):
+            raise ValueError(f"image {n}: expected id, file_name, height and width, got {entry!r:.80}")
+        found.append(Source(number, Path(images) / name, (int(height), int(width))))
+    return found
 
 
 def detect(predict: Callable[..., Any], pictures: Sequence[Any], **options: Any) -> Iterator[list[dict[str, Any]]]:

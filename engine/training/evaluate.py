@@ -33,6 +33,7 @@ __all__ = [
     "Entry",
     "Evaluation",
     "Matches",
+    "check_truth",
     "evaluate",
     "read_results",
     "tools",
@@ -212,6 +213,21 @@ def evaluate(
     return Evaluation(summary, per_class, curves, worst, notes)
 
 
+def check_truth(ground_truth: Path | str, kinds: Sequence[str] = KINDS) -> None:
+    """See whether :func:`evaluate` can read annotations, ahead of the detections.
+
+    Raises:
+        ImportError, ValueError: as there.
+    """
+    coco, _, masks = tools()
+    content = read_json(Path(ground_truth))
+    images = {image["id"]: image for image in content["images"]}
+    try:
+        _Truth(coco, masks, content, images, False, []).annotations(kinds)
+    except ValueError as error:
+        raise ValueError(f"{ground_truth}: {error}") from error
+
+
 def read_results(path: Path | str) -> list[Entry]:
     """The detections in a COCO results file.
 
@@ -267,8 +283,11 @@ def _check(found: Sequence[Mapping[str, Any]], images: Mapping[Any, Entry], cate
         missing = {"image_id", "category_id", "score"} - set(entry)
         if missing:
             raise ValueError(f"detection {n}: expected {', '.join(sorted(missing))}, got {sorted(entry)}")
-        if not math.isfinite(entry["score"]):
-            raise ValueError(f"detection {n}: expected a finite score, got {entry['score']}")
+        score, box = entry["score"], entry.get("bbox") or (0, 0, 0, 0)
+        if not isinstance(score, (int, float)) or not math.isfinite(score):
+            raise ValueError(f"detection {n}: expected a finite score, got {score!r:.60}")
+        if not isinstance(box, (list, tuple)) or len(box) != 4 or not all(isinstance(x, (int, float)) for x in box):
+            raise ValueError(f"detection {n}: expected a bbox of x, y, width and height, got {box!r:.60}")
     unknown = {entry["image_id"] for entry in found} - set(images)
     if unknown:
         raise ValueError(f"detections: expected images of the data set, got the unknown ids {_few(unknown)}")
@@ -295,13 +314,19 @@ class _Truth:
         self.images = images
         self.keep_ids = keep_ids
         self.notes = notes
+        # Whole numbers that were written as floats are no sizes to pycocotools.
+        sizes = ("height", "width")
+        self._images = [
+            {k: int(v) if k in sizes and isinstance(v, float) else v for k, v in image.items()}
+            for image in images.values()
+        ]
         self.converter = self.index([])
 
     def index(self, entries: list[Entry]) -> Any:
         """Annotations as a COCO object."""
         with contextlib.redirect_stdout(io.StringIO()):
             index = self.coco()
-            index.dataset = {key: self.content[key] for key in ("images", "categories")} | {"annotations": entries}
+            index.dataset = {"images": self._images, "categories": self.content["categories"], "annotations": entries}
             index.createIndex()
         return index
 
@@ -353,10 +378,15 @@ class _Truth:
 
     def _runs(self, entry: Mapping[str, Any], name: str) -> Entry:
         image = self.images[entry["image_id"]]
-        size = [image.get("height"), image.get("width")]
-        if None in size:
-            raise ValueError(f"image {image['id']!r}: expected height and width, got {sorted(image)}")
-        runs = self.converter.annToRLE(entry)
+        if not all(isinstance(image.get(side), (int, float)) for side in ("height", "width")):
+            raise ValueError(f"image {image['id']!r}: expected height and width, got {image!r:.80}")
+        size = [int(image["height"]), int(image["width"])]
+        try:
+            runs = self.converter.annToRLE(entry)
+        except Exception as error:  # whatever pycocotools stumbles over
+            raise ValueError(
+                f"{name}: expected polygons or run lengths, got {entry['segmentation']!r:.60} ({error})"
+            ) from error
         if list(runs["size"]) != size:
             raise ValueError(
                 f"{name}: expected a mask of the size of image {image['id']!r}, {size}, got {runs['size']}"

@@ -5,12 +5,13 @@ iteration, has another number of worker processes, or shares the global batch am
 So a worker makes whole batches, and all that it is told is the iteration.
 """
 
+import atexit
 import itertools
 import math
 import signal
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -95,7 +96,7 @@ def loader(
     keep_polygons: bool = False,
     pin_memory: bool = False,
     context: str | None = None,
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """The batches of one rank, without end.
 
     Args:
@@ -110,7 +111,8 @@ def loader(
         context: how workers start: "fork", "spawn" or "forkserver"; by default as Python does.
 
     Yields:
-        Batches; a picture that cannot be read is warned about once, by name, and the next one takes its place.
+        Batches, until it is closed; a picture that cannot be read is warned about once, by name, and the next one takes
+        its place.
 
     Raises:
         ValueError: arguments that do not fit; an object without polygons where they are to be kept; too many pictures
@@ -134,7 +136,7 @@ def loader(
 
 def _iterate(
     batches: "_Batches", workers: int, iteration: int, pin_memory: bool, context: str | None
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     stream = DataLoader(
         batches,
         batch_size=None,
@@ -147,8 +149,15 @@ def _iterate(
         generator=torch.Generator(),  # else it draws from torch's own, which training shares
     )
     warned: set[str] = set()
+    made_batches = iter(stream)
+    # Workers outlive a SIGTERM, with which Python ends them at exit, and then waits: they must be told before.
+    end = getattr(made_batches, "_shutdown_workers", lambda: None)
+    atexit.register(end)
     try:
-        for batch, faults in stream:
+        for made in made_batches:
+            if isinstance(made, Exception):
+                raise made
+            batch, faults = made
             for path, fault in faults:
                 if path not in warned:
                     warned.add(path)
@@ -162,6 +171,9 @@ def _iterate(
             f"a worker process of the loader died before iteration {iteration}: {error}; if memory ran out, fewer "
             "workers, a smaller batch or more shared memory (/dev/shm) help"
         ) from error
+    finally:
+        end()
+        atexit.unregister(end)
 
 
 def _without_signals(worker: int) -> None:
@@ -187,7 +199,14 @@ class _Batches(Dataset):
         self.slots = slots
         self.keep_polygons = keep_polygons
 
-    def __getitem__(self, iteration: int) -> tuple[Batch, list[Fault]]:
+    def __getitem__(self, iteration: int) -> tuple[Batch, list[Fault]] | Exception:
+        """The batch, or what went wrong: raised in a worker it would come with pages of torch's."""
+        try:
+            return self._made(iteration)
+        except Exception as error:
+            return error
+
+    def _made(self, iteration: int) -> tuple[Batch, list[Fault]]:
         faults: list[Fault] = []
         indices = self.order(iteration)
         examples = []

@@ -54,6 +54,8 @@ def freeze(model: MaskRCNN, config: TrainConfig, reused: Iterable[str]) -> None:
     else:
         stages = [list(stage.children()) for stage in trunk.stages]
     parts: list[list[nn.Module]] = [[trunk.stem], *stages]
+    if config.frozen_stages > len(parts):
+        raise ValueError(f"frozen_stages: expected at most the trunk's {len(parts)}, got {config.frozen_stages}")
     for layers in parts[: config.frozen_stages]:
         for part in layers:
             part.requires_grad_(False)

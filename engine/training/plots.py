@@ -6,11 +6,12 @@ from types import SimpleNamespace
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from ...kernels.cpu.masks import box_of_runs, decode_runs
 from ..model.files import write_whole
 from ..pictures.charts import new_figure
+from ..pictures.fonts import font_for
 from ..pictures.outlines import crop_of_runs
 from ..pictures.visualize import draw
 from .data import read_upright
@@ -106,9 +107,9 @@ def _row(matches: Matches, picture: Source, names: Mapping[int, str], masks: boo
     row = Image.new("RGB", (2 * PANEL[0] + 3 * MARGIN, CAPTION + height + MARGIN), PAPER)
     canvas = ImageDraw.Draw(row)
     title = f"{picture.path.name}: {found} found, {missed} missed, {false} false, F1 {matches.f1:.2f}"
-    canvas.text((MARGIN, MARGIN), title, DARK, ImageFont.load_default(16))
+    canvas.text((MARGIN, MARGIN), title, DARK, font_for(title, 16))
     for panel, left, what in zip(panels, (MARGIN, 2 * MARGIN + width), ("ground truth", "detections"), strict=True):
-        canvas.text((left, MARGIN + 22), what, GREY, ImageFont.load_default(13))
+        canvas.text((left, MARGIN + 22), what, GREY, font_for(what, 13))
         row.paste(panel, (left, CAPTION))
     return row
 

@@ -43,9 +43,9 @@ class RunFolder:
         self.state: dict[str, Any] | None = None
         self.lines: list[Line] = []
         self._config = json.loads(json.dumps(config))
-        if resume and self._state.exists():
+        if resume and self.has_state:
             self._resume()
-        elif any(file.exists() for file in (self._state, self._metrics)) and not resume:
+        elif not resume and (self.has_state or (self._metrics.exists() and self._metrics.stat().st_size)):
             raise FileExistsError(f"{path}: expected a folder without a run, found one; resume it or name another")
 
     def open(self) -> None:
@@ -62,8 +62,20 @@ class RunFolder:
         with self._metrics.open("a") as file:
             file.write(_text(line))
 
+    @property
+    def has_state(self) -> bool:
+        """Whether there is something to go on from."""
+        return self._state.exists()
+
     def save_state(self, state: dict[str, Any]) -> None:
-        write_whole(self._state, lambda file: torch.save(state, file))
+        """
+        Raises:
+            OSError: it cannot be written; what was saved before is still there.
+        """
+        try:
+            write_whole(self._state, lambda file: torch.save(state, file))
+        except RuntimeError as error:  # torch's writer of zip files, for whatever the system said
+            raise OSError(f"{self._state}: could not be written; is the disk full? ({error!s:.200})") from error
 
     def save_model(self, model: MaskRCNN, name: str, iteration: int) -> None:
         provenance = {"source": self._config["source"], "iterations": str(iteration)}

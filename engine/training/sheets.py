@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
+from ..pictures.fonts import font_for
 from ..pictures.outlines import crop_of_runs
 from ..pictures.reading import read
 from ..pictures.visualize import draw
@@ -61,7 +62,7 @@ def contact_sheet(
     step = TILE[0] + GAP, TILE[1] + CAPTION + GAP
     sheet = Image.new("RGB", (GAP + columns * step[0], GAP + rows * step[1]), PAPER)
     write = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default(13)
+    font = font_for("".join(chosen), 13)
     for n, name in enumerate(chosen):
         x, y = GAP + n % columns * step[0], GAP + n // columns * step[1]
         tile = _tile(Path(images) / name, entries[name], objects[entries[name].get("id")], names)

@@ -15,6 +15,8 @@ from ..model.mask_rcnn import MaskRCNN
 
 __all__ = ["Start", "start"]
 
+NORM_EPS = 1e-5  # torch's own
+
 
 @dataclass(frozen=True)
 class Start:
@@ -83,6 +85,8 @@ def start(
     here = replace(options, classes=None, category_ids=None)  # these are about the checkpoint
     base = here.apply(base or presets.torchvision_v1(names, ids))
     base = replace(base, class_names=names, category_ids=ids)
+    if not state and not base.backbone.norm_eps:  # torchvision's first models: only norms that never learn do without
+        base = replace(base, backbone=replace(base.backbone, norm_eps=NORM_EPS))
     for name, value in changes:
         base = base.with_value(name, value)
     with torch.random.fork_rng(devices=[]):

@@ -14,8 +14,8 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from .config import AugmentConfig, TrainConfig
 from .data import CocoDataset
 from .detection import detect
 from .distributed import Processes
-from .evaluate import evaluate, tools
+from .evaluate import check_truth, evaluate
 from .loading import Batch, loader
 from .objective import Objective
 from .optimizing import MovingAverage, freeze, learning_rate, make_optimizer, norms, training_mode
@@ -117,6 +117,8 @@ class Trainer:
         if config.channels_last:
             model = model.to(memory_format=torch.channels_last)
         freeze(model, config, start.reused)
+        if any(norm.weight.requires_grad and not norm.eps for norm in norms(model)):
+            raise ValueError("norm_eps: expected more than 0 for norms that learn, got 0; 1e-5 is usual")
         self.average = MovingAverage(model, config.ema)  # also what is evaluated and saved: plain layers
         if config.norms == "synchronised" and processes.count > 1:
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
@@ -138,6 +140,7 @@ class Trainer:
         self._best: tuple[float, int] | None = None
         self._without_better = 0
         self._summary: dict[str, float] = {}
+        self._owes_evaluation = False
         if self.folder.state:
             self._restore(self.folder.state)
         processes.gather(None)  # all have read what the first may now write
@@ -147,7 +150,7 @@ class Trainer:
         """Train until the end.
 
         Raises:
-            FloatingPointError: a loss is not a finite number; names the pictures. The state of the run is kept.
+            FloatingPointError: a loss is not a finite number; names the pictures. What was saved last is kept.
             RuntimeError: a process that reads pictures died.
         """
         if self.processes.first:
@@ -160,8 +163,13 @@ class Trainer:
         return Outcome(reason, not self._end(), self.iteration, self._summary, self._best)
 
     def _train(self, stop: Stop) -> str:
+        if self._owes_evaluation:
+            self._evaluated()
+        with closing(self._batches()) as batches:
+            return self._updates(batches, stop)
+
+    def _updates(self, batches: Iterator[Batch], stop: Stop) -> str:
         config = self.config
-        batches = self._batches()
         training_mode(self.model)
         self._since = time.perf_counter(), self.iteration
         while not self._end():
@@ -178,10 +186,11 @@ class Trainer:
                 stopped = self._look(self._late.popleft(), stop) or stopped
             if due[0]:
                 self._log(self._measured())
-            if due[1] and self.validation is not None:
-                self._log(self._evaluate())
             if due[1] or due[2] or stopped:
-                self._save()
+                self._owes_evaluation = due[1] and self.validation is not None
+                self._save()  # first of all: an evaluation may meet anything
+                if self._owes_evaluation:
+                    self._evaluated()
                 self._since = time.perf_counter(), self.iteration
             self.watch(self.iteration, None)
             if stopped:
@@ -196,7 +205,7 @@ class Trainer:
             return f"no better for {self.config.patience} evaluations"
         return ""
 
-    def _batches(self) -> Iterator[Batch]:
+    def _batches(self) -> Generator[Batch, None, None]:
         config = self.config
         return loader(
             self.data,
@@ -262,17 +271,23 @@ class Trainer:
         """Take in an update's losses; why to stop, if it is so."""
         *terms, norm, asked = reading.wait()
         if not all(map(math.isfinite, terms)):
-            if all(bool(x.isfinite().all()) for x in self.model.state_dict().values()):  # statistics may be spoilt
+            sound = all(bool(x.isfinite().all()) for x in self.model.state_dict().values())  # statistics may be spoilt
+            if sound and not self.folder.has_state:  # else an earlier one is the better one to begin with
                 self._save()
             shown = ", ".join(f"{name} {value:.4g}" for name, value in zip(TERMS, terms, strict=False))
             paths = [path for part in self.processes.gather(reading.paths) for path in part]
             raise FloatingPointError(
                 f"iteration {reading.iteration}: expected finite losses, got {shown}, from {', '.join(paths)}. The "
-                f"update was left out and the state is kept in {self.folder.path}; a lower learning rate, a longer "
-                "warm-up or a limit of the gradient's norm may help"
+                f"update was left out, and what was saved last is in {self.folder.path}; a new run from those weights "
+                "with a lower learning rate, a longer warm-up or a limit of the gradient's norm may help"
             )
         self._window.add([*terms, norm])
         return (stop.reason or "stopped with another process") if asked else ""
+
+    def _evaluated(self) -> None:
+        self._log(self._evaluate())
+        self._owes_evaluation = False
+        self._save()
 
     def _evaluate(self) -> Line:
         """Figures of the weights so far, on all processes; keeps the weights where they are the best."""
@@ -282,7 +297,16 @@ class Trainer:
         self.processes.share(model.buffers())  # live norms saw other pictures in each process
         predict = self.predictor(model)
         mine = self.validation.records[self.processes.rank :: self.processes.count]
-        found = {record.image_id: entries for record, entries in zip(mine, detect(predict, mine), strict=True)}
+        numbers = dict(zip(model.config.category_ids, range(model.config.num_classes), strict=True))
+        theirs = {label: number for number, label in self.validation.labels.items()}
+        found = {
+            record.image_id: [
+                {**entry, "category_id": theirs[label]}
+                for entry in entries
+                if (label := numbers[entry["category_id"]]) in theirs
+            ]
+            for record, entries in zip(mine, detect(predict, mine), strict=True)
+        }
         shares = self.processes.gather(found)
         summary = None
         if self.processes.first:
@@ -346,6 +370,7 @@ class Trainer:
                 "best": self._best,
                 "without_better": self._without_better,
                 "summary": self._summary,
+                "owes_evaluation": self._owes_evaluation,
             }
         )
 
@@ -359,6 +384,7 @@ class Trainer:
         self._best = state["best"] and tuple(state["best"])
         self._without_better = state["without_better"]
         self._summary = state["summary"]
+        self._owes_evaluation = state["owes_evaluation"]
 
 
 def _check(
@@ -373,8 +399,21 @@ def _check(
             raise ValueError(
                 f"{name}: expected the model's classes, {model.config.class_names}, got {dataset.class_names}"
             )
-    if validation is not None:
-        tools()  # now, rather than after hours
+    if not any(not annotation.get("iscrowd") for record in data.records for annotation in record.annotations):
+        crowds = sum(len(record.annotations) for record in data.records)
+        hint = f" but {crowds} marked as crowds (iscrowd), which are never learned" if crowds else ""
+        raise ValueError(f"{data.annotations}: expected objects to learn, got none{hint}")
+    if not any(record.path.is_file() for record in data.records):
+        raise ValueError(f"{data.annotations}: expected its pictures, found none such as {data.records[0].path}")
+    if validation is None:
+        for name in ("evaluate_every", "patience"):
+            if getattr(config, name):
+                raise ValueError(f"{name}: expected a validation set with it, got none")
+    else:  # now, rather than after hours
+        lost = [str(record.path) for record in validation.records if not record.path.is_file()]
+        if lost:
+            raise ValueError(f"{validation.annotations}: expected all its pictures, lost {len(lost)}: {lost[0]}")
+        check_truth(validation.annotations, ("bbox",) if validation.boxes_only else ("bbox", "segm"))
     if data.boxes_only != (model.mask_head is None):
         raise ValueError("data: expected masks for a model with a mask head, and boxes only for one without")
     if config.batch % (config.accumulate * processes.count):
