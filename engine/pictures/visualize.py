@@ -123,7 +123,7 @@ def _draw_box(canvas: Image.Image, box: Sequence[float], *, color: Color, line: 
 class _Labels:
     """Labels, placed clear of each other; the text is drawn larger and shrunk, which keeps small letters in shape."""
 
-    def __init__(self, canvas: Image.Image, points: float, font: str | None, texts: str) -> None:
+    def __init__(self, canvas: Image.Image, points: float, font: str | None, texts: str = "") -> None:
         self.canvas = canvas
         self.scale = 4 if points < 24 else 2
         size = points * self.scale
@@ -288,7 +288,10 @@ def draw(
             _draw_box(canvas, edges[n].tolist(), color=colors[n], line=line)
     if labels:
         pills = _Labels(
-            canvas, font_size or max(diagonal / 56, min(10.0, max(7.0, diagonal / 9))), font, "".join(result.names)
+            canvas,
+            font_size or max(diagonal / 56, min(10.0, max(7.0, diagonal / 9))),
+            font,
+            "".join(one.name for one in result),
         )
         texts = [[f"{one.name} {_shown(one.score)}", one.name][not scores :] for one in result]
         places = [
