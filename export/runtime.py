@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,13 @@ class Runtime(Predicting):
         cache: bool = True,
     ) -> None:
         self.path = Path(path)
+        self._options: dict[str, Any] = {
+            "device": device,
+            "score": score,
+            "max_detections": max_detections,
+            "resize": resize,
+        }
+        self._options |= {"threads": threads, "backend": backend, "dtype": dtype, "cache": cache}
         data, self.about = read_file(self.path)
         self.config = self.about.config
         wrong = {
@@ -76,6 +84,10 @@ class Runtime(Predicting):
                 raise ValueError("resize: expected none, since the file resizes pictures by itself")
             self.config = with_resize(self.config, resize)
         self.config = replace(self.config, detection=self._limits(score, max_detections))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copied or sent to another process it opens its file again."""
+        return partial(type(self), self.path, **self._options), ()
 
     def __repr__(self) -> str:
         kind = type(self.config.backbone).__name__.removesuffix("Config")

@@ -1,6 +1,7 @@
 """The command line as people and programs use it: output, exit status, stderr."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -96,6 +97,17 @@ def test_a_bad_picture_is_reported_and_the_rest_goes_on(
     assert len(complaints) == 2
     assert "1.png" in complaints[0]
     assert "missing.jpg" in complaints[1]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are bytes on Linux alone")
+def test_a_name_that_is_no_text_stops_nobody(weights: Path, folder: Path, tmp_path: Path) -> None:
+    (folder / "1.png").rename(os.fsencode(folder) + b"/\xff.png")
+    command = [sys.executable, "-m", "trimask", "predict", str(folder), "--weights", str(weights), "--device", "cpu"]
+    environment = os.environ | {"PYTHONIOENCODING": "utf-8:strict", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*command, "-o", str(tmp_path / "out")], capture_output=True, timeout=100, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert b"2 of 2 pictures" in done.stdout
+    assert len(list((tmp_path / "out").glob("*.jpg"))) == 2
 
 
 def test_a_run_that_finds_no_picture_leaves_earlier_results(weights: Path, folder: Path, tmp_path: Path) -> None:

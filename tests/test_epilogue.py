@@ -97,6 +97,16 @@ def test_nothing_gives_nothing() -> None:
     assert pool_bias_relu(torch.zeros(0, 8, 4, 4), torch.ones(8)).shape == (0, 8, 2, 2)
 
 
+@pytest.mark.skipif(torch.version.hip is not None, reason="is about cuDNN")
+def test_bfloat16_is_cudnns_from_ampere_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for number, capability in enumerate([(7, 5), (8, 0), (9, 0)], 50):  # of devices that nobody has asked about
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, found=capability: found)
+        device = torch.device("cuda", number)
+        assert has_conv_relu(device, torch.bfloat16) == (capability >= (8, 0))
+        assert has_conv_relu(device, torch.float16)
+
+
 def test_where_one_kernel_does_it() -> None:
     assert not has_conv_relu(torch.device("cpu"), torch.float16)
     assert not has_conv_relu(torch.device("cuda"), torch.float32)

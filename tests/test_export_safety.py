@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -181,6 +182,14 @@ def test_openvino_needs_no_place_to_keep_things(
     picture = np_rng.integers(0, 256, (60, 80, 3), dtype=np.uint8)
     found = Runtime(small, backend="openvino").predict(picture)
     assert len(found) == len(Runtime(small).predict(picture))
+
+
+def test_a_runtime_can_be_sent_to_another_process(small: Path, np_rng: np.random.Generator) -> None:
+    picture = np_rng.integers(0, 256, (60, 80, 3), dtype=np.uint8)
+    ours = Runtime(small, score=0.3, max_detections=3)
+    again = pickle.loads(pickle.dumps(ours))
+    assert again.config == ours.config
+    assert len(again.predict(picture)) == len(ours.predict(picture))
 
 
 # What it computes.

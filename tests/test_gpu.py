@@ -33,6 +33,7 @@ from trimask.kernels import (
     roi_pool,
     segmented_nms,
 )
+from trimask.kernels.epilogue import conv_relu
 
 STRIDES = (4, 8, 16, 32)
 DEVICES = [pytest.param("cpu"), pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -548,3 +549,15 @@ def test_a_model_finds_on_a_gpu_what_it_finds_on_a_cpu() -> None:
     assert sum(map(len, theirs)) > 3
     for a, b in zip(ours, theirs, strict=True):
         assert differences(of_result(a), of_result(b)) == []
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", HALVES)
+def test_a_fused_convolution_reads_nothing_of_where_it_writes(dtype: torch.dtype, rng: torch.Generator) -> None:
+    """Its residual of nothing is the memory of its result, times zero: that may hold a NaN."""
+    x, weight = torch.randn(1, 64, 40, 40, generator=rng), torch.randn(64, 64, 3, 3, generator=rng)
+    x, weight = (t.to("cuda", dtype, memory_format=torch.channels_last) for t in (x, weight))
+    bias = torch.zeros(64, dtype=dtype, device="cuda")
+    junk = [torch.full(x.shape, torch.nan, dtype=dtype, device="cuda") for _ in range(64)]
+    del junk
+    assert conv_relu(x, weight, bias, padding=(1, 1)).isfinite().all()

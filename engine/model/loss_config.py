@@ -55,8 +55,10 @@ class LossConfig:
             if not good:
                 raise ValueError(f"{name}: expected {expected}, got {getattr(self, name)!r}")
 
-        for name in ("rpn_samples", "roi_samples", "pre_nms", "post_nms"):
+        for name in ("rpn_samples", "roi_samples", "pre_nms"):
             check(getattr(self, name) >= 1, name, "at least 1")
+        least = 0 if self.add_objects else 1  # without proposals the objects' own boxes are left
+        check(self.post_nms >= least, "post_nms", f"at least {least}")
         for name in ("rpn_foreground", "rpn_background", "rpn_positive", "roi_foreground", "roi_positive"):
             check(0 <= getattr(self, name) <= 1, name, "a number in 0..1")
         for name in ("crowd_threshold", "mask_threshold"):
