@@ -101,7 +101,7 @@ def test_a_bad_picture_is_reported_and_the_rest_goes_on(
 
 @pytest.mark.skipif(sys.platform != "linux", reason="names of files are bytes on Linux alone")
 def test_a_name_that_is_no_text_stops_nobody(weights: Path, folder: Path, tmp_path: Path) -> None:
-    (folder / "1.png").rename(os.fsencode(folder) + b"/\xff.png")
+    os.rename(os.fsencode(folder / "1.png"), os.fsencode(folder) + b"/\xff.png")
     command = [sys.executable, "-m", "trimask", "predict", str(folder), "--weights", str(weights), "--device", "cpu"]
     environment = os.environ | {"PYTHONIOENCODING": "utf-8:strict", "OMP_NUM_THREADS": "1"}
     done = subprocess.run([*command, "-o", str(tmp_path / "out")], capture_output=True, timeout=100, env=environment)
