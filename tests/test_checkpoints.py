@@ -440,6 +440,15 @@ def small_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write(tmp_path_factory.mktemp("small") / "small.pth", "torchvision", checkpoint("torchvision", SMALL, 1))
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused(value: float, small_file: Path, tmp_path: Path) -> None:
+    state = torch.load(small_file, weights_only=True)
+    state["backbone.body.layer1.0.conv2.weight"][0, 0, 0, 0] = value
+    torch.save(state, tmp_path / "bad.pth")
+    with pytest.raises(ValueError, match=r"bad\.pth: expected finite weights, got .* in 1 tensors, as backbone"):
+        load_model(tmp_path / "bad.pth")
+
+
 def test_options_reach_the_config(small_file: Path, tmp_path: Path) -> None:
     options: dict[str, Any] = {
         "min_size": 300,
