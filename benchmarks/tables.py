@@ -70,6 +70,10 @@ def _model(case: str, **names: str) -> Pick:
     return Pick("cpu-epyc-models-1-thread", "models", case, **names)
 
 
+def _xeon(case: str, **names: str) -> Pick:
+    return Pick("cpu-xeon-models-1-thread", "models", case, **names)
+
+
 def _gpu(subject: str, case: str, **names: str) -> Pick:
     return Pick("gpu-nvidia-h200-ops", subject, case, **names)
 
@@ -122,6 +126,12 @@ TABLES: dict[str, tuple[Line, ...]] = {
         _line(
             "the same, beside dense masks that are column-major already",
             _op("masks_to_rle", _MASKS, peer="pycocotools, columns first"),
+        ),
+        _line("On one core of a Xeon with AMX: bundled model, 512 x 512", _xeon("people, * 512 x 512 at 320")),
+        _line("there, ResNet-50 FPN at 800 x 1331", _xeon("ResNet-50 FPN, 360 x 599 at 800 x 1331, *")),
+        _line(
+            "the same in bfloat16: {note}",
+            _xeon("ResNet-50 FPN, 360 x 599 at 800 x 1331, *", ours="trimask, bfloat16"),
         ),
     ),
     "gpu": (
