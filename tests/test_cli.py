@@ -104,7 +104,7 @@ def test_a_name_that_is_no_text_stops_nobody(weights: Path, folder: Path, tmp_pa
     os.rename(os.fsencode(folder / "1.png"), os.fsencode(folder) + b"/\xff.png")
     command = [sys.executable, "-m", "trimask", "predict", str(folder), "--weights", str(weights), "--device", "cpu"]
     environment = os.environ | {"PYTHONIOENCODING": "utf-8:strict", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*command, "-o", str(tmp_path / "out")], capture_output=True, timeout=100, env=environment)
+    done = subprocess.run([*command, "-o", str(tmp_path / "out")], capture_output=True, timeout=400, env=environment)
     assert done.returncode == 0, done.stderr
     assert b"2 of 2 pictures" in done.stdout
     assert len(list((tmp_path / "out").glob("*.jpg"))) == 2

@@ -388,7 +388,7 @@ def test_processes_share_the_work_and_change_nothing(small: tuple[Path, Path], t
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
         command += ["trimask", "eval", *map(str, arguments), str(tmp_path / "two")]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        subprocess.run(command, check=True, capture_output=True, timeout=100, env=environment)
+        subprocess.run(command, check=True, capture_output=True, timeout=400, env=environment)
     for name in ("detections.json", "metrics.json"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 

@@ -126,7 +126,7 @@ def test_the_launchers_wait_for_nothing_and_find_what_torch_finds(
     }
     assert found.labels.shape == (2, 5)  # nobody has counted them to cut the rest off
     live = int(expected.count.max())
-    assert int(expected.count.min()) > 0
+    assert live > 0  # in a picture of noise there may be nothing
     assert torch.equal(found.count, expected.count)
     assert torch.equal(found.labels[:, :live], expected.labels)
     assert not found.boxes[:, live:].any()

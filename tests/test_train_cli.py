@@ -131,7 +131,7 @@ def train(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """In a process of its own, which has to end."""
     command = [sys.executable, "-m", "trimask", "train", *arguments, "--out", str(tmp_path / "run")]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MPLCONFIGDIR": str(tmp_path)}
-    return subprocess.run(command, capture_output=True, text=True, timeout=100, env=environment)
+    return subprocess.run(command, capture_output=True, text=True, timeout=400, env=environment)
 
 
 def test_a_run_with_workers_ends(arguments: list[str], tmp_path: Path) -> None:
