@@ -198,21 +198,14 @@ def _share(
         torch.set_num_threads(max(torch.get_num_threads() // options.processes, 1))
     predictor = load_any(options, **limits)
     classes = dict(zip(predictor.config.category_ids, predictor.config.class_names, strict=True))
-    numbers = _matched(classes, categories, options.categories, quiet=rank > 0)
+    theirs = _matched(classes, categories, options.categories, quiet=rank > 0)
     mine = [picture for n, picture in enumerate(pictures) if n // options.batch_size % world == rank]
-    stream = detect(predictor.predict, mine, batch_size=options.batch_size, workers=options.workers)
+    stream = detect(predictor.predict, mine, theirs, batch_size=options.batch_size, workers=options.workers)
     if rank == 0:
         stream = progress(stream, len(mine), "detecting")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a picture that cannot be read is an error here
-        return {
-            picture.image_id: [
-                {**entry, "category_id": numbers[entry["category_id"]]}
-                for entry in entries
-                if entry["category_id"] in numbers
-            ]
-            for picture, entries in zip(mine, stream, strict=True)
-        }
+        return {picture.image_id: entries for picture, entries in zip(mine, stream, strict=True)}
 
 
 def _matched(

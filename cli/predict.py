@@ -84,14 +84,14 @@ def run(options: argparse.Namespace) -> int:
             )
             for source, name, result in zip(sources, names, progress(stream, len(sources), "predicting"), strict=True):
                 done.append(result.without_picture())  # keep what is small
-                if result.error is None and output and not options.no_overlays:
+                if result.error is not None:
+                    print(f"trimask: {result.error}", file=sys.stderr)  # which names the picture
+                elif output and not options.no_overlays:
                     try:
                         result.save(output / f"{name}.jpg")
                     except OSError as error:
                         failed += 1
                         print(f"trimask: {source}: no overlay: {error}", file=sys.stderr)
-                elif result.error is not None:
-                    print(f"trimask: {result.error}", file=sys.stderr)  # which names the picture
                 if options.json:
                     print(json.dumps(_record(source, result)), flush=True)
                 elif result.error is None:

@@ -66,17 +66,22 @@ class Runtime(Predicting):
             "score": score,
             "max_detections": max_detections,
             "resize": resize,
+            "threads": threads,
+            "backend": backend,
+            "dtype": dtype,
+            "cache": cache,
         }
-        self._options |= {"threads": threads, "backend": backend, "dtype": dtype, "cache": cache}
         data, self.about = read_file(self.path)
         self.config = self.about.config
-        wrong = {
-            "8 bits": self.about.precision == "int8" and "finds nothing in such files",
-            "a file that resizes pictures": self.about.preprocess and "resizes them to wrong sizes",
-        }
-        for what, why in wrong.items():
-            if backend == "openvino" and why:
-                raise ValueError(f"{path}: expected onnxruntime for {what}, got openvino, which {why}")
+        if backend == "openvino" and self.about.precision == "int8":
+            raise ValueError(
+                f"{path}: expected onnxruntime for 8 bits, got openvino, which finds nothing in such files"
+            )
+        if backend == "openvino" and self.about.preprocess:
+            raise ValueError(
+                f"{path}: expected onnxruntime for a file that resizes pictures, got openvino, which resizes them to "
+                "wrong sizes"
+            )
         self._backend = open_backend(data, self.path, backend, device, threads, cache, dtype)
         self.provider = self._backend.provider
         if resize is not None:

@@ -49,7 +49,7 @@ class Predicting(ABC):
         Args:
             source: a path, the bytes of a picture file or an open one, a PIL picture, an array (``[H, W, 3]`` or
                 ``[H, W]``; uint8, uint16, or floats in 0..1) or a tensor (``[3, H, W]`` too); or a folder, a pattern
-                such as ``"photos/*.jpg"``, or a list or generator of any of these. docs/engine.md says it all.
+                such as ``"photos/*.jpg"``, or a list or generator of any of these. docs/predicting.md says it all.
             batch_size: pictures that go through the network together. Those of a batch are padded to a common size,
                 which changes detections slightly, as it does in every implementation; 1 keeps them independent.
             stream: yield results one by one, reading no further ahead than a batch. Each result keeps its picture to

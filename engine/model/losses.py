@@ -204,14 +204,15 @@ def _sample_rois(
     config: LossConfig,
     keys: list[Tensor],  # [B, R] and [B, G]
 ) -> _RoIs:
+    key = keys[0]
     there = torch.arange(proposals.shape[1], device=count.device) < count[:, None]
     if config.add_objects:
         proposals, there = torch.cat([proposals, objects.boxes], 1), torch.cat([there, objects.real], 1)
+        key = torch.cat(keys, 1)
     matches = objects.match(
         proposals, config.roi_foreground, config.roi_foreground, favourites=False, crowd=config.crowd_threshold
     )
     positives = int(config.roi_samples * config.roi_positive)
-    key = torch.cat(keys, 1)[:, : there.shape[1]]
     index, foreground, there = sample(torch.where(there, matches, NEITHER), config.roi_samples, positives, key)
     used = live_rows(there.sum(1), there.shape[1])
     index, foreground, there = index[:, :used], foreground[:, :used], there[:, :used]

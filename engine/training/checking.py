@@ -285,10 +285,9 @@ class _Check:
         def fault(kind: str, detail: str) -> None:
             self._fault(kind, detail, image["file_name"], _get(entry, "id"))
 
-        wanted = (
-            ("id", "bbox", "area", "iscrowd") if self.boxes_only else ("id", "bbox", "segmentation", "area", "iscrowd")
-        )
-        absent = [name for name in wanted if entry.get(name) is None]
+        absent = [name for name in ("id", "bbox", "segmentation", "area", "iscrowd") if entry.get(name) is None]
+        if self.boxes_only:
+            absent = [name for name in absent if name != "segmentation"]
         if absent:
             fault("missing field", f"expected {', '.join(absent)}, got none")
         fixed["iscrowd"] = int(bool(entry.get("iscrowd", 0)))

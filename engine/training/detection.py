@@ -25,20 +25,18 @@ def sources(content: Mapping[str, Any], images: Path | str) -> list[Source]:
     """
     found = []
     for n, entry in enumerate(content["images"]):
-        fields = [
-            entry.get(name) if isinstance(entry, dict) else None for name in ("file_name", "height", "width", "id")
-        ]
-        name, height, width, number = fields
-        if (
-            not (isinstance(name, str) and isinstance(height, (int, float)) and isinstance(width, (int, float)))
-            or number is None
-        ):
-            raise ValueError(f"image {n}: expected id, file_name, height and width, got {entry!r:.80}")
-        found.append(Source(number, Path(images) / name, (int(height), int(width))))
+        fields = ("id", "file_name", "height", "width")
+        values: list[Any] = [entry.get(field) if isinstance(entry, dict) else None for field in fields]
+        number, name, *sides = values
+        if number is None or not isinstance(name, str) or not all(isinstance(side, (int, float)) for side in sides):
+            raise ValueError(f"image {n}: expected {', '.join(fields)}, got {entry!r:.80}")
+        found.append(Source(number, Path(images) / name, (int(sides[0]), int(sides[1]))))
     return found
 
 
-def detect(predict: Callable[..., Any], pictures: Sequence[Any], **options: Any) -> Iterator[list[dict[str, Any]]]:
+def detect(
+    predict: Callable[..., Any], pictures: Sequence[Any], categories: Mapping[int, int] | None = None, **options: Any
+) -> Iterator[list[dict[str, Any]]]:
     """The detections of each picture as COCO results, with the ids of the data set, one picture after the other.
 
     Pictures are upright, or as stored where only that is of the size in the data set, as in training.
@@ -46,6 +44,8 @@ def detect(predict: Callable[..., Any], pictures: Sequence[Any], **options: Any)
     Args:
         predict: as ``Predictor.predict``.
         pictures: as :func:`sources` gives them, or whatever else has an ``image_id``, a ``path`` and a ``size``.
+        categories: the data set's id of each category of the model; detections of others are left out. None: ids are
+            the same in both.
         **options: of ``predict``, as ``batch_size`` and ``workers``.
 
     Raises:
@@ -58,4 +58,8 @@ def detect(predict: Callable[..., Any], pictures: Sequence[Any], **options: Any)
             raise result.error
         if result.size != tuple(picture.size):
             result = predict(read_upright(picture.path, picture.size))
-        yield result.to_coco(picture.image_id)
+        entries = result.to_coco(picture.image_id)
+        if categories is not None:
+            known = [entry for entry in entries if entry["category_id"] in categories]
+            entries = [{**entry, "category_id": categories[entry["category_id"]]} for entry in known]
+        yield entries

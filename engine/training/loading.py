@@ -149,15 +149,15 @@ def _iterate(
         generator=torch.Generator(),  # else it draws from torch's own, which training shares
     )
     warned: set[str] = set()
-    made_batches = iter(stream)
+    results = iter(stream)
     # Workers outlive a SIGTERM, with which Python ends them at exit, and then waits: they must be told before.
-    end = getattr(made_batches, "_shutdown_workers", lambda: None)
+    end = getattr(results, "_shutdown_workers", lambda: None)
     atexit.register(end)
     try:
-        for made in made_batches:
-            if isinstance(made, Exception):
-                raise made
-            batch, faults = made
+        for result in results:
+            if isinstance(result, Exception):
+                raise result
+            batch, faults = result
             for path, fault in faults:
                 if path not in warned:
                     warned.add(path)

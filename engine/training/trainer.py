@@ -297,16 +297,9 @@ class Trainer:
         self.processes.share(model.buffers())  # live norms saw other pictures in each process
         predict = self.predictor(model)
         mine = self.validation.records[self.processes.rank :: self.processes.count]
-        numbers = dict(zip(model.config.category_ids, range(model.config.num_classes), strict=True))
-        theirs = {label: number for number, label in self.validation.labels.items()}
-        found = {
-            record.image_id: [
-                {**entry, "category_id": theirs[label]}
-                for entry in entries
-                if (label := numbers[entry["category_id"]]) in theirs
-            ]
-            for record, entries in zip(mine, detect(predict, mine), strict=True)
-        }
+        categories = {model.config.category_ids[label]: theirs for theirs, label in self.validation.labels.items()}
+        stream = detect(predict, mine, categories)
+        found = {record.image_id: entries for record, entries in zip(mine, stream, strict=True)}
         shares = self.processes.gather(found)
         summary = None
         if self.processes.first:
@@ -399,7 +392,7 @@ def _check(
             raise ValueError(
                 f"{name}: expected the model's classes, {model.config.class_names}, got {dataset.class_names}"
             )
-    if not any(not annotation.get("iscrowd") for record in data.records for annotation in record.annotations):
+    if all(annotation.get("iscrowd") for record in data.records for annotation in record.annotations):
         crowds = sum(len(record.annotations) for record in data.records)
         hint = f" but {crowds} marked as crowds (iscrowd), which are never learned" if crowds else ""
         raise ValueError(f"{data.annotations}: expected objects to learn, got none{hint}")
