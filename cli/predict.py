@@ -4,7 +4,7 @@ import argparse
 import json
 import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,7 +88,7 @@ def run(options: argparse.Namespace) -> int:
                     print(f"trimask: {result.error}", file=sys.stderr)  # which names the picture
                 elif output and not options.no_overlays:
                     try:
-                        result.save(output / f"{name}.jpg")
+                        result.save(output / name)
                     except OSError as error:
                         failed += 1
                         print(f"trimask: {source}: no overlay: {error}", file=sys.stderr)
@@ -107,16 +107,16 @@ def run(options: argparse.Namespace) -> int:
     return 0 if len(good) == len(sources) and not failed else 1
 
 
-def _unique_names(sources: Iterable[Path | str]) -> list[str]:
+def _unique_names(sources: Sequence[Path | str]) -> list[str]:
     """Names for the overlays, which overwrite neither each other nor a source, on any file system."""
     names: list[str] = []
-    taken: set[str] = set()
+    taken = {Path(source).name.casefold() for source in sources}  # which may be in the folder of the overlays
     for source in sources:
         stem = Path(source).stem
-        name, number = f"{stem}-overlay", 1
+        name, number = f"{stem}-overlay.jpg", 1
         while name.casefold() in taken:
             number += 1
-            name = f"{stem}-overlay-{number}"
+            name = f"{stem}-overlay-{number}.jpg"
         taken.add(name.casefold())
         names.append(name)
     return names

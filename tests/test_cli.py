@@ -150,6 +150,15 @@ def test_a_picture_in_the_output_folder_is_not_overwritten(weights: Path, folder
     assert {name: (folder / name).read_bytes() for name in before} == before
 
 
+def test_a_picture_named_like_an_overlay_is_not_overwritten(weights: Path, folder: Path) -> None:
+    Image.new("RGB", (30, 40)).save(folder / "1-overlay.jpg")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert run("predict", folder, "--weights", weights, "--device", "cpu", "--output", folder) == 0
+    assert {name: (folder / name).read_bytes() for name in before} == before
+    made = {"1-overlay-2.jpg", "2-overlay.jpg", "1-overlay-overlay.jpg", "detections.json"}
+    assert {path.name for path in folder.iterdir()} == {*before, *made}
+
+
 def test_names_with_brackets_are_printed_as_they_are(
     weights: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
