@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 import io
-import json
 import os
 import sys
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from ..engine.model.files import write_whole
+from ..engine.model.files import write_json
 from .console import open_console
 from .options import (
     Verbs,
@@ -68,9 +67,9 @@ def run(options: argparse.Namespace) -> int:
     _print_profile(console, measured)
     options.output.mkdir(parents=True, exist_ok=True)
     facts = {"environment": environment(), "picture": str(picture), "weights": options.weights}
-    facts |= {**dataclasses.asdict(measured), "shares": measured.shares}
-    text = json.dumps({**facts, "pictures_per_second": measured.pictures_per_second}, indent=1).encode()
-    written = [write_whole(options.output / "profile.json", lambda file: file.write(text))]
+    facts |= dataclasses.asdict(measured)
+    facts |= {"shares": measured.shares, "pictures_per_second": measured.pictures_per_second}
+    written = [write_json(options.output / "profile.json", facts, indent=1)]
     try:
         written.append(draw_chart(measured, options.output / "stages.png"))
     except ImportError as error:

@@ -187,6 +187,18 @@ def test_coco_entries_that_do_not_make_a_result(entries: list[dict[str, Any]], t
         Result.from_coco(entries)
 
 
+def test_coco_entries_without_what_they_need_are_named() -> None:
+    entry = {"category_id": 5, "bbox": [0, 0, 1, 1]}
+    with pytest.raises(ValueError, match=r"category_id: expected one of \[1, 2\], got 5"):
+        Result.from_coco([entry], (4, 4), {1: "cat", 2: "dog"})
+    with pytest.raises(ValueError, match=r"category_id: expected one of \[5\], got None"):
+        Result.from_coco([entry, {"bbox": [0, 0, 1, 1]}], (4, 4))
+    with pytest.raises(
+        ValueError, match=r"bbox: expected one in each entry without a segmentation, got \{'category_id'"
+    ):
+        Result.from_coco([entry, {"category_id": 5}], (4, 4))
+
+
 def filled(rings: list[np.ndarray], size: tuple[int, int]) -> np.ndarray:
     """Pixels whose centre has an odd number of a ring's vertical sides on its left."""
     out = np.zeros(size, np.bool_)

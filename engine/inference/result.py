@@ -7,7 +7,6 @@ large photograph cost kilobytes. Only `masks` is dense.
 Needs numpy and Pillow; no torch is imported here.
 """
 
-import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -31,7 +30,7 @@ from ...kernels.cpu.masks import (
     paste_masks,
 )
 from ...kernels.paste_rule import PasteRule
-from ..model.files import write_whole
+from ..model.files import write_json, write_whole
 from ..pictures.outlines import Bools, Ints, Polygon, crop_of_runs, outlines_of_runs, simplify
 from ..pictures.visualize import draw
 
@@ -130,10 +129,11 @@ class Result:
             **fields: `picture`, `path` or `timings`.
 
         Raises:
-            ValueError: a segmentation by polygons, masks for some entries only, or no way to know the size.
+            ValueError: a segmentation by polygons, masks for some entries only, neither mask nor box, a category that
+                `categories` lacks, or no way to know the size.
         """
         entries = sorted(entries, key=lambda entry: -entry.get("score", 1.0))
-        ids = list(categories or sorted({entry["category_id"] for entry in entries}))
+        ids = list(categories or sorted({entry["category_id"] for entry in entries if "category_id" in entry}))
         segmentations = [entry["segmentation"] for entry in entries if "segmentation" in entry]
         if any(not isinstance(segmentation, Mapping) for segmentation in segmentations):
             raise ValueError('segmentation: expected run lengths {"size", "counts"}, got polygons')
@@ -143,6 +143,11 @@ class Result:
             if not segmentations:
                 raise ValueError("size: expected height and width, as no segmentation tells them, got None")
             size = tuple(segmentations[0]["size"])
+        for entry in entries:
+            if entry.get("category_id") not in ids:
+                raise ValueError(f"category_id: expected one of {ids!s:.80}, got {entry.get('category_id')!r}")
+            if not segmentations and not entry.get("bbox"):
+                raise ValueError(f"bbox: expected one in each entry without a segmentation, got {entry!r:.80}")
         runs = []
         for segmentation in segmentations:
             if tuple(segmentation["size"]) != tuple(size):
@@ -403,8 +408,7 @@ def to_dataset(results: Iterable[Result], categories: Mapping[int, str], path: s
         "categories": [{"id": number, "name": name} for number, name in sorted(categories.items())],
         "annotations": annotations,
     }
-    text = json.dumps(document, allow_nan=False).encode()
-    return write_whole(Path(path), lambda file: file.write(text))
+    return write_json(Path(path), document, allow_nan=False)
 
 
 __all__ = ["Detection", "Result", "to_dataset"]

@@ -1,5 +1,6 @@
 """Files that are there as a whole or not at all, and where to keep them. Needs no torch."""
 
+import json
 import os
 import secrets
 import sys
@@ -8,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
-__all__ = ["cache_dir", "check_writable", "write_whole"]
+__all__ = ["cache_dir", "check_writable", "write_json", "write_whole"]
 
 
 def write_whole(path: Path, put: Callable[[IO[bytes]], Any]) -> Path:
@@ -29,6 +30,12 @@ def write_whole(path: Path, put: Callable[[IO[bytes]], Any]) -> Path:
         part.unlink(missing_ok=True)
         raise
     return path
+
+
+def write_json(path: Path, content: Any, **options: Any) -> Path:
+    """A JSON file by :func:`write_whole`; ``options`` are those of ``json.dumps``."""
+    text = json.dumps(content, **options).encode()
+    return write_whole(path, lambda file: file.write(text))
 
 
 def check_writable(path: Path) -> None:

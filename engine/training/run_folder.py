@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ..model.checkpoints import native
-from ..model.files import write_whole
+from ..model.files import write_json, write_whole
 from ..model.mask_rcnn import MaskRCNN
 
 __all__ = ["RunFolder"]
@@ -53,8 +53,9 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         for part in self.path.glob(".*.part"):  # of files that were being written
             part.unlink()
-        self._write_text(self.path / "config.json", json.dumps(self._config, indent=1))
-        self._write_text(self._metrics, "".join(map(_text, self.lines)))
+        write_json(self.path / "config.json", self._config, indent=1)
+        metrics = "".join(map(_text, self.lines)).encode()
+        write_whole(self._metrics, lambda file: file.write(metrics))
 
     def log(self, line: Line) -> None:
         """Add a line to the metrics."""
@@ -103,9 +104,6 @@ class RunFolder:
                 line = json.loads(text)
                 if line["iteration"] <= self.state["iteration"]:
                     self.lines.append(line)
-
-    def _write_text(self, path: Path, text: str) -> None:
-        write_whole(path, lambda file: file.write(text.encode()))
 
 
 def _text(line: Line) -> str:

@@ -6,7 +6,6 @@ around every object, which no box should make a region of, and over whole object
 is left of it without the lines becomes crowds, one for each class in the picture since COCO's crowds have a class.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 from ...kernels.cpu.masks import area_of_runs, box_of_runs, encode_runs, runs_of_mask
-from ..model.files import write_whole
+from ..model.files import write_json
 from ..pictures.outlines import outlines_of_runs
 
 __all__ = ["VOC_CLASSES", "convert_voc"]
@@ -80,7 +79,7 @@ def convert_voc(root: Path | str, split: str, output: Path | str, class_names: S
             )
     categories = [{"id": n, "name": name} for n, name in enumerate(class_names, 1)]
     content = {"images": images, "annotations": annotations, "categories": categories}
-    return write_whole(Path(output), lambda file: file.write(json.dumps(content).encode()))
+    return write_json(Path(output), content)
 
 
 def _indices(path: Path) -> NDArray[np.uint8]:
