@@ -1,7 +1,6 @@
 """``trimask check-data``: faults of a data set, before they cost a training run."""
 
 import argparse
-import io
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -41,7 +40,7 @@ def add(verbs: Verbs) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from ..engine.model.files import write_whole
+    from ..engine.model.files import write_json, write_whole
     from ..engine.training.checking import check
 
     def shown(items: Iterable[Any], total: int) -> Iterable[Any]:
@@ -55,11 +54,10 @@ def run(options: argparse.Namespace) -> int:
         from ..engine.training.sheets import contact_sheet
 
         options.output.mkdir(parents=True, exist_ok=True)
-        facts = json.dumps(report.to_json(), indent=1).encode()
-        written.append(write_whole(options.output / "report.json", lambda file: file.write(facts)))
-        jpeg = io.BytesIO()
-        contact_sheet(options.annotations, options.images, report.faults).save(jpeg, "JPEG", quality=90)
-        written.append(write_whole(options.output / "contact_sheet.jpg", lambda file: file.write(jpeg.getvalue())))
+        written.append(write_json(options.output / "report.json", report.to_json(), indent=1))
+        sheet = contact_sheet(options.annotations, options.images, report.faults)
+        jpeg = options.output / "contact_sheet.jpg"
+        written.append(write_whole(jpeg, lambda file: sheet.save(file, "JPEG", quality=90)))
     if options.json:
         print(json.dumps(report.to_json()))
     else:

@@ -75,9 +75,17 @@ PLANTED: dict[str, tuple[str, Callable[[Data, Path], Any], int, int]] = {
     "file": ("missing file", lambda data, folder: (folder / "2.png").unlink(), 3, 1),
     "truncated": ("unreadable file", lambda data, folder: cut(folder), 3, 1),
     "text": ("unreadable file", lambda data, folder: (folder / "2.png").write_text("no picture"), 3, 1),
+    "long name": (
+        "unreadable file",
+        lambda data, folder: data["images"][2].update(file_name=f"{'2' * 300}.png"),
+        3,
+        1,
+    ),
     "size": ("size mismatch", lambda data, folder: data["images"][2].update(width=500), 3, 1),
     "no height": ("missing field", lambda data, folder: data["images"][2].pop("height"), 0, 0),
     "no file name": ("missing field", lambda data, folder: data["images"][2].pop("file_name"), 3, 1),
+    "numeric file name": ("missing field", lambda data, folder: data["images"][2].update(file_name=2), 3, 1),
+    "listed file name": ("missing field", lambda data, folder: data["images"][2].update(file_name=["2.png"]), 3, 1),
     "image id twice": (
         "duplicate image id",
         lambda data, folder: data["images"].append({**data["images"][0], "file_name": "9.png"}),
@@ -105,6 +113,7 @@ PLANTED: dict[str, tuple[str, Callable[[Data, Path], Any], int, int]] = {
         0,
         0,
     ),
+    "listed category id": ("missing field", lambda data, _: data["categories"].append({"id": [4], "name": "x"}), 0, 0),
     "nameless category": ("missing field", lambda data, folder: data["categories"].append({"id": 4}), 0, 0),
     "annotation id twice": ("duplicate annotation id", lambda data, _: data["annotations"][4].update(id=1), 0, 0),
     "annotation id 0": ("annotation id 0", entry(id=0), 0, 0),
@@ -113,11 +122,14 @@ PLANTED: dict[str, tuple[str, Callable[[Data, Path], Any], int, int]] = {
     "no box": ("missing field", entry(bbox=None), 0, 0),
     "no segmentation": ("missing field", entry(segmentation=None), 1, 0),
     "no category": ("missing field", entry(category_id=None), 1, 0),
+    "listed category": ("missing field", entry(category_id=[3]), 1, 0),
     "not an annotation": ("missing field", lambda data, _: data["annotations"].append("junk"), 0, 0),
     "unknown category": ("unknown category", entry(category_id=4), 1, 0),
     "unknown image": ("unknown image", entry(image_id=4), 1, 0),
     "odd polygon": ("bad polygon", polygon(lambda points: points.pop()), 1, 0),
     "two points": ("bad polygon", polygon(lambda points: points.__delitem__(slice(4, None))), 1, 0),
+    "digits of text": ("bad polygon", polygon(lambda points: points.__setitem__(0, "5")), 1, 0),
+    "huge number": ("bad polygon", polygon(lambda points: points.__setitem__(0, 10**400)), 1, 0),
     "nan": ("bad polygon", polygon(lambda points: points.__setitem__(0, float("nan"))), 1, 0),
     "flat polygon": ("bad polygon", polygon(zero_area), 1, 0),
     "one bad polygon of two": (
@@ -146,9 +158,17 @@ PLANTED: dict[str, tuple[str, Callable[[Data, Path], Any], int, int]] = {
         1,
         0,
     ),
+    "number for a size of run lengths": (
+        "bad run lengths",
+        lambda data, _: first(data, False)["segmentation"].update(size=5),
+        1,
+        0,
+    ),
     "empty mask": ("empty mask", empty, 1, 0),
     "flat box": ("degenerate box", entry(bbox=[3, 4, 0, 5]), 0, 0),
     "negative box": ("degenerate box", entry(bbox=[3, 4, 5, -5]), 0, 0),
+    "huge box": ("degenerate box", entry(bbox=[3, 4, 10**400, 5]), 0, 0),
+    "text box": ("degenerate box", entry(bbox=["3", "4", "5", "5"]), 0, 0),
     "short box": ("degenerate box", entry(bbox=[3, 4, 5]), 0, 0),
     "box outside": ("box outside", entry(bbox=[3, 4, 500, 5]), 0, 0),
     "half a box": ("box unlike mask", shift, 0, 0),
@@ -187,10 +207,11 @@ def test_boxes_alone_are_enough_where_masks_are_not_wanted(tmp_path: Path, data:
     assert (report.faults, report.objects) == ([], 11)
     data["annotations"][0]["bbox"] = [-5, -5, 20, 20]
     data["annotations"][1]["bbox"] = [1, 1, 0, 4]
+    data["annotations"][2]["bbox"] = ["5", "5", "20", "20"]
     report = check(write(tmp_path, data), tmp_path, boxes_only=True)
-    assert report.counts == {"degenerate box": 1, "box outside": 1}
+    assert report.counts == {"degenerate box": 2, "box outside": 1}
     assert report.clean["annotations"][0]["bbox"] == [0, 0, 15, 15]
-    assert len(report.clean["annotations"]) == 11
+    assert len(report.clean["annotations"]) == 10
     assert check(report.write_clean(tmp_path / "clean.json"), tmp_path, boxes_only=True).faults == []
 
 
@@ -202,6 +223,7 @@ def test_a_planted_fault_is_found_once_and_mended(tmp_path: Path, data: Data, na
     report = check(write(tmp_path, data), tmp_path)
     assert [fault.kind for fault in report.faults] == [kind], report.faults
     assert report.counts == {kind: 1}
+    contact_sheet(tmp_path / "annotations.json", tmp_path, report.faults)
     clean = report.write_clean(tmp_path / "clean.json")
     assert len(report.clean["annotations"]) == 12 - annotations_gone
     assert len(report.clean["images"]) == 5 - pictures_gone
@@ -249,7 +271,10 @@ def test_what_is_right_is_left_and_counted(tmp_path: Path, data: Data) -> None:
         max_leaves=4,
     ),
     key=st.sampled_from(
-        ["id", "image_id", "category_id", "bbox", "segmentation", "iscrowd", "area", "height", "width"]
+        [
+            *("id", "image_id", "category_id", "bbox", "segmentation", "iscrowd", "area", "height", "width"),
+            *("file_name", "name"),
+        ]
     ),
 )
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -259,6 +284,7 @@ def test_junk_is_never_more_than_faults(tmp_path: Path, data: Data, where: str, 
     data[where].append(junk)
     report = check(write(tmp_path, data), tmp_path)
     assert report.faults
+    contact_sheet(tmp_path / "annotations.json", tmp_path, report.faults, count=2)
     assert check(report.write_clean(tmp_path / "clean.json"), tmp_path).faults == []
 
 
@@ -320,6 +346,12 @@ def test_the_contact_sheet_shows_faulty_pictures_first(tmp_path: Path, data: Dat
     assert colors[1] == (60, 30, 30)  # no picture
     assert colors[2] == (255, 255, 0)
     assert colors[3] in ((255, 0, 0), (0, 0, 255))
+
+
+def test_a_contact_sheet_has_room_for_a_picture(tmp_path: Path, data: Data) -> None:
+    for options in ({"columns": 0}, {"count": 0}):
+        with pytest.raises(ValueError, match="count, columns: expected at least 1 each"):
+            contact_sheet(write(tmp_path, data), tmp_path, **options)
 
 
 def test_masks_and_boxes_are_drawn(tmp_path: Path, data: Data) -> None:

@@ -177,9 +177,10 @@ def test_collate_pads_everything(np_rng: np.random.Generator) -> None:
 
 
 def test_polygons_are_kept_where_asked(tmp_path: Path, np_rng: np.random.Generator) -> None:
-    dataset = CocoDataset(write(tmp_path, content(tmp_path, np_rng, 4, ("polygon",), crowd=False)), tmp_path)
+    path = write(tmp_path, content(tmp_path, np_rng, 4, ("polygon",), crowd=False))
+    dataset = CocoDataset(path, tmp_path, polygons=True)
     affine = Augment(AugmentConfig(flip=0.5, min_sizes=(20, 80)), INPUT)
-    for batch in take(6, dataset, affine, batch_size=2, keep_polygons=True):
+    for batch in take(6, dataset, affine, batch_size=2):
         assert batch.to(CPU).targets.masks is None
         assert batch.targets.polygons is not None
         for n, count in enumerate(batch.targets.count.tolist()):
@@ -187,12 +188,13 @@ def test_polygons_are_kept_where_asked(tmp_path: Path, np_rng: np.random.Generat
             for (points,), box in zip(batch.targets.polygons[n], batch.targets.boxes[n], strict=False):
                 assert np.concatenate([points.min(0), points.max(0)]) == pytest.approx(box.numpy(), abs=1e-3)
     with pytest.raises(ValueError, match="expected no copy-paste"):
-        loader(dataset, AUGMENT, batch_size=2, keep_polygons=True)
+        loader(dataset, AUGMENT, batch_size=2)
 
 
 def test_run_lengths_have_no_polygons_to_keep(dataset: CocoDataset) -> None:
+    dataset.polygons = True
     with pytest.raises(ValueError, match=r"png: expected polygons to keep, got run lengths; use masks"):
-        take(4, dataset, Augment(AugmentConfig(), INPUT), batch_size=2, keep_polygons=True)
+        take(4, dataset, Augment(AugmentConfig(), INPUT), batch_size=2)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

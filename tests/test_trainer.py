@@ -333,6 +333,19 @@ def test_a_validation_that_cannot_be_evaluated_is_refused_at_once(tmp_path: Path
         trainer(tmp_path / "out", data, validation=lacking)
 
 
+def test_data_and_validation_have_masks_where_the_model_has(tmp_path: Path, data: CocoDataset) -> None:
+    boxes = CocoDataset(data.annotations, data.records[0].path.parent, boxes_only=True)
+    with pytest.raises(ValueError, match="validation: expected masks for a model with a mask head"):
+        trainer(tmp_path / "masks", data, validation=boxes)
+    with pytest.raises(ValueError, match=r"validation: expected masks .*, and boxes only for one without"):
+        trainer(tmp_path / "boxes", boxes, start=begin(replace(TINY, mask_head=None)), validation=data)
+
+
+def test_patience_is_with_evaluations() -> None:
+    with pytest.raises(ValueError, match=r"patience: expected 0 unless evaluate_every is set, .*, got 3"):
+        replace(SIX, patience=3)
+
+
 def test_norms_that_learn_need_an_epsilon(tmp_path: Path, data: CocoDataset) -> None:
     bare = replace(TINY, backbone=replace(TINY.backbone, norm_eps=0.0))
     with pytest.raises(ValueError, match="norm_eps: expected more than 0 for norms that learn"):

@@ -84,6 +84,21 @@ def test_a_data_set_to_evaluate_has_the_labels_of_the_other(tmp_path: Path, np_r
         CocoDataset(path, tmp_path, like=data)
 
 
+def test_categories_of_one_name_are_told_apart_by_their_order_or_refused(
+    tmp_path: Path, np_rng: np.random.Generator
+) -> None:
+    first = content(tmp_path, np_rng)
+    first["categories"] = [{"id": 3, "name": "cat"}, {"id": 90, "name": "Cat"}, {"id": 7, "name": "dog"}]
+    data = CocoDataset(write(tmp_path, first), tmp_path)
+    assert CocoDataset(data.annotations, tmp_path, like=data).labels == data.labels
+    first["categories"][2]["name"] = "cat"
+    (path := tmp_path / "other.json").write_text(json.dumps(first))
+    with pytest.raises(
+        ValueError, match=r"other\.json: .* named 'cat' as in .*annotations\.json, 2, got.*\[3, 7, 90\]"
+    ):
+        CocoDataset(path, tmp_path, like=data)
+
+
 def test_a_greyscale_file_becomes_rgb(tmp_path: Path, np_rng: np.random.Generator) -> None:
     data = content(tmp_path, np_rng, pictures=2)
     size = data["images"][0]["height"], data["images"][0]["width"]
@@ -93,7 +108,7 @@ def test_a_greyscale_file_becomes_rgb(tmp_path: Path, np_rng: np.random.Generato
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("suffix", ["png", "jpg"])
+@pytest.mark.parametrize("suffix", ["png", "jpg", "tif"])
 def test_the_size_in_the_file_says_whether_to_turn(tmp_path: Path, orientation: int, suffix: str) -> None:
     upright = np.zeros((24, 40, 3), np.uint8)
     upright[:8, :16] = 255
@@ -135,12 +150,21 @@ def test_boxes_are_clipped_made_from_masks_and_dropped_without_area(
 def test_boxes_alone_will_do_for_models_without_masks(tmp_path: Path, np_rng: np.random.Generator) -> None:
     data = content(tmp_path, np_rng, pictures=2)
     for entry in data["annotations"]:
-        del entry["segmentation"]
+        entry["segmentation"] = [[1, 2, 3, 4]]
     path = write(tmp_path, data)
     with pytest.raises(ValueError, match=r"0\.png: annotation 1: segmentation"):
         CocoDataset(path, tmp_path)[0]
     example = CocoDataset(path, tmp_path, boxes_only=True)[0]
     assert [list(extent(mask)) for mask in example.masks] == example.boxes.tolist()
+
+
+def test_polygons_are_read_where_asked(tmp_path: Path, np_rng: np.random.Generator) -> None:
+    path = write(tmp_path, content(tmp_path, np_rng, 2, ("polygon",), crowd=False))
+    assert CocoDataset(path, tmp_path)[0].polygons is None
+    example = CocoDataset(path, tmp_path, polygons=True)[0]
+    assert example.polygons is not None
+    for (corners,), box in zip(example.polygons, example.boxes, strict=True):
+        assert np.array_equal(np.concatenate([corners.min(0), corners.max(0)]), box)
 
 
 BAD: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
@@ -192,6 +216,7 @@ SIZE = {"size": [40, 50]}
             None,
         ),
         *([[[1, 2], [3, 4], [5, 6]]], [[0, 0, 1e9, 0, 1e9, 1e9]], [3, 4, 5, 6, 7, 8]),
+        *([list("123456")], [[10**400] * 6], [[-(2**63)] * 6]),
         *(
             {},
             {"counts": [2000]},
@@ -201,9 +226,9 @@ SIZE = {"size": [40, 50]}
             {**SIZE, "counts": [1999]},
         ),
         *({**SIZE, "counts": [-1, 2001]}, {**SIZE, "counts": [2**63, 2000]}, {**SIZE, "counts": [1.5, 1998.5]}),
-        {"size": [50, 40], "counts": [2000]},
+        *({"size": [50, 40], "counts": [2000]}, {"size": 5, "counts": "abc"}, {**SIZE, "counts": [-(10**400)]}),
     ],
-    ids=repr,
+    ids=lambda segmentation: f"{segmentation!r:.40}",
 )
 def test_bad_segmentations_name_picture_and_annotation(
     tmp_path: Path, np_rng: np.random.Generator, segmentation: Any
@@ -227,7 +252,9 @@ def test_junk_for_a_segmentation_is_a_value_error(junk: Any) -> None:
         runs_of(junk, (8, 9))
 
 
-@pytest.mark.parametrize("bbox", [[1, 2, 3], "abcd", [1, 2, float("nan"), 4], [1, 2, None, 4], 5])
+@pytest.mark.parametrize(
+    "bbox", [[1, 2, 3], "abcd", [1, 2, float("nan"), 4], [1, 2, None, 4], 5, [*"1234"], [10**400] * 4]
+)
 def test_bad_boxes_name_picture_and_annotation(tmp_path: Path, np_rng: np.random.Generator, bbox: Any) -> None:
     data = content(tmp_path, np_rng, pictures=2)
     data["annotations"][1]["bbox"] = bbox
@@ -264,7 +291,7 @@ def test_bad_pictures_are_named(tmp_path: Path, np_rng: np.random.Generator) -> 
 )
 def test_real_data_sets_load(shared_data: Path, name: str, part: str, pictures: int, objects: int) -> None:
     folder = shared_data / name
-    dataset = CocoDataset(folder / f"annotations/instances_{part}.json", folder / "images")
+    dataset = CocoDataset(folder / f"annotations/instances_{part}.json", folder / "images", polygons=True)
     assert len(dataset) == pictures
     assert sum(len(record.annotations) for record in dataset.records) == objects
     example = dataset[pictures // 2]

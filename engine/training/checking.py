@@ -1,7 +1,6 @@
 """Faults of a COCO annotation file and its pictures, and a copy of the file without them."""
 
 import copy
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...kernels.cpu.masks import area_of_runs, box_of_runs
-from ..model.files import write_whole
+from ..model.files import write_json
 from ..pictures.reading import PictureError, read
-from .data import SizeError, clipped_box, read_json, read_upright
+from .data import SizeError, clipped_box, corners, read_json, read_upright
 from .segmentation import polygons_of, runs_of
 
 __all__ = ["FAULTS", "Fault", "Report", "check"]
@@ -108,7 +107,7 @@ class Report:
 
     def write_clean(self, path: Path) -> Path:
         """Write the clean copy; what was there before stays until it is whole."""
-        return write_whole(path, lambda file: file.write(json.dumps(self.clean).encode()))
+        return write_json(path, self.clean)
 
 
 def check(
@@ -164,9 +163,9 @@ class _Check:
         report.clean = {**self.content, "images": images, "annotations": annotations, "categories": categories}
         return report
 
-    def _fault(self, kind: str, detail: str, image: str | None = None, annotation: Any = None) -> None:
+    def _fault(self, kind: str, detail: str, image: Any = None, annotation: Any = None) -> None:
         assert kind in FAULTS
-        self.report.faults.append(Fault(kind, image, annotation, detail))
+        self.report.faults.append(Fault(kind, image if isinstance(image, str) else None, annotation, detail))
 
     def _numbered(self, content: dict[str, Any]) -> dict[str, Any]:
         """The content with numbers for ids of pictures that are text, wherever they stand."""
@@ -347,11 +346,9 @@ class _Check:
 
 def _found(folder: Path, name: str) -> str:
     """The name of a file as it is in the folder: tools write backslashes, percent signs, or paths of their own."""
-    if (folder / name).is_file():
-        return name
     plain = unquote(name.replace("\\", "/"))
-    for candidate in (plain, plain.rpartition("/")[2], plain.rpartition("=")[2]):
-        with suppress(OSError, ValueError):
+    for candidate in (name, plain, plain.rpartition("/")[2], plain.rpartition("=")[2]):
+        with suppress(OSError, ValueError):  # too long to be a name, or a folder that must not be read
             if candidate and (folder / candidate).is_file():
                 return candidate
     return name
@@ -397,13 +394,9 @@ def _is_bad_box(
     bbox: Any, extent: NDArray[np.float64] | None, size: tuple[int, int], fault: Callable[[str, str], None]
 ) -> bool:
     """Whether a box needs to be replaced by the extent of its mask, if there is one."""
-    try:
-        x, y, width, height = (float(value) for value in bbox)
-    except (TypeError, ValueError):
-        x = y = width = height = np.nan
-    box = np.array([x, y, x + width, y + height])
+    box = corners(bbox)
     limits = np.array([size[1], size[0], size[1], size[0]])
-    if not (np.isfinite(box).all() and width > 0 and height > 0):
+    if not (np.isfinite(box).all() and (box[2:] > box[:2]).all()):
         fault("degenerate box", f"expected [x, y, width, height] with an area, got {bbox!r:.60}")
     elif ((box < -SLACK) | (box > limits + SLACK)).any():
         fault("box outside", f"expected a box in {size[1]} x {size[0]}, got {bbox!r:.60}")

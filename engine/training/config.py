@@ -42,7 +42,7 @@ class TrainConfig:
         log_every: iterations between lines of the metrics.
         evaluate_every, save_every: iterations between evaluations and between saved states; 0: at the end.
         samples: pictures of the validation set that are drawn at each evaluation.
-        patience: stop after this many evaluations without a better one; 0: never.
+        patience: stop after this many evaluations without a better one, with ``evaluate_every``; 0: never.
         best: the figure that decides which weights are the best; boxes' instead of masks' where there are none.
     """
 
@@ -93,6 +93,8 @@ class TrainConfig:
         figures = r"(bbox|segm)_(AP(50|75|s|m|l)?|AR(1|10|100|s|m|l))"
         check(re.fullmatch(figures, self.best) is not None, "best", "an evaluation's figure such as segm_AP")
         check(self.batch % self.accumulate == 0, "batch", f"a multiple of accumulate, {self.accumulate}")
+        every = "0 unless evaluate_every is set, as the end alone is evaluated"
+        check(not self.patience or self.evaluate_every > 0, "patience", every)
         check(all(0 < step < 1 for step in self.steps), "steps", "shares of the iterations, between 0 and 1")
         for name, hint in get_type_hints(type(self)).items():
             if get_origin(hint) is Literal:

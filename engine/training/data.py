@@ -13,7 +13,8 @@ mirrored one), they are turned, as in Detectron2.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,12 +24,19 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..pictures.outlines import crop_of_runs
-from ..pictures.reading import PictureError, read
+from ..pictures.reading import FORMATS, PictureError, read
 from .segmentation import polygons_of, runs_of
 
-__all__ = ["CocoDataset", "Example", "Record", "SizeError", "clipped_box", "read_json", "read_upright"]
+__all__ = ["CocoDataset", "Example", "Record", "SizeError", "clipped_box", "corners", "read_json", "read_upright"]
 
 ORIENTATION_TAG = 0x0112
+# Back from the upright picture to the pixels as stored, for the tags that turn it by a quarter.
+STORED: dict[int, Callable[[NDArray[np.uint8]], NDArray[np.uint8]]] = {
+    5: lambda upright: upright.transpose(1, 0, 2),
+    6: lambda upright: np.rot90(upright),
+    7: lambda upright: np.rot90(upright, 2).transpose(1, 0, 2),
+    8: lambda upright: np.rot90(upright, -1),
+}
 
 Polygons = list[NDArray[np.float64]]  # the parts of one object, [P, 2] each
 
@@ -47,7 +55,7 @@ class Example:
         labels: int64 [N], 0 is the first class.
         masks: bool [N, H, W].
         crowd: bool [N]: a region to ignore, not an object.
-        polygons: of each object, none for crowds; None where an object has none.
+        polygons: of each object, none for crowds; None where an object has none, or they were not asked for.
     """
 
     picture: NDArray[Any]
@@ -101,6 +109,7 @@ class CocoDataset:
         like: the data set that a model learns from, which this one is to evaluate: labels are its own, categories are
             matched by their names, whatever their ids, and one that is missing here has no objects.
         boxes_only: for models without masks: segmentations are not looked at, an object's mask is its box.
+        polygons: examples have them too; they cost time.
 
     Attributes:
         class_names: of the labels, in their order.
@@ -121,9 +130,11 @@ class CocoDataset:
         category_ids: Sequence[int] | None = None,
         like: "CocoDataset | None" = None,
         boxes_only: bool = False,
+        polygons: bool = False,
     ) -> None:
         self.annotations = Path(annotations)
         self.boxes_only = boxes_only
+        self.polygons = polygons
         content = read_json(self.annotations)
         names: dict[int, str] = dict(self._fields(content["categories"], "category", ("id", "name")))
         if like is None:
@@ -134,10 +145,8 @@ class CocoDataset:
             self.class_names = tuple(names[x] for x in self.category_ids)
             self.labels = {x: label for label, x in enumerate(self.category_ids)}
         else:
-            by_name = {name.casefold(): x for x, name in names.items()}
             self.class_names = like.class_names
-            known = [name.casefold() for name in self.class_names]
-            self.labels = {by_name[name]: label for label, name in enumerate(known) if name in by_name}
+            self.labels = self._labels_like(like, names)
             self.category_ids = tuple(self.labels)
             if not self.labels:
                 there, wanted = ", ".join(names.values()), ", ".join(self.class_names)
@@ -160,6 +169,20 @@ class CocoDataset:
             if category in self.labels:
                 records[x].annotations.append(entry)
         self.records = list(records.values())
+
+    def _labels_like(self, like: "CocoDataset", names: Mapping[int, str]) -> dict[int, int]:
+        """The label of each category that has a name of the other data set's; of several of one name in their order."""
+        labels: dict[int, int] = {}
+        for name in dict.fromkeys(map(str.casefold, like.class_names)):
+            known = [label for label, other in enumerate(like.class_names) if other.casefold() == name]
+            ids = sorted(x for x, other in names.items() if other.casefold() == name)
+            if ids and len(ids) != len(known):
+                raise ValueError(
+                    f"{self.annotations}: expected as many categories named {like.class_names[known[0]]!r} as in "
+                    f"{like.annotations}, {len(known)}, got the ids {ids}"
+                )
+            labels |= zip(ids, known, strict=False)
+        return labels
 
     def _fields(self, entries: list[Any], kind: str, names: tuple[str, ...]) -> Iterator[Any]:
         for n, entry in enumerate(entries):
@@ -189,7 +212,7 @@ class CocoDataset:
         picture = read_upright(record.path, record.size)
         count = len(record.annotations)
         boxes, masks = np.zeros((count, 4), np.float32), np.zeros((count, *record.size), np.bool_)
-        polygons: list[Polygons] | None = [[] for _ in range(count)]
+        polygons: list[Polygons] | None = [[] for _ in range(count)] if self.polygons else None
         for n, annotation in enumerate(record.annotations):
             try:
                 boxes[n] = self._object(annotation, record.size, masks[n])
@@ -232,13 +255,18 @@ class CocoDataset:
         return box
 
 
+def corners(bbox: Any) -> NDArray[np.float64]:
+    """COCO's ``[x, y, width, height]`` as xyxy, [4]; NaN for anything else."""
+    try:
+        x, y, width, height = (float(value) if isinstance(value, (int, float)) else np.nan for value in bbox)
+    except (TypeError, ValueError, OverflowError):  # not four, or an integer beyond all floats
+        return np.full(4, np.nan)
+    return np.array([x, y, x + width, y + height])
+
+
 def clipped_box(bbox: Any, size: tuple[int, int]) -> NDArray[np.float64]:
     """COCO's ``[x, y, width, height]`` as xyxy within the picture; a :class:`ValueError` for anything else."""
-    try:
-        x, y, width, height = (float(value) for value in bbox)
-    except (TypeError, ValueError):
-        x = y = width = height = np.nan
-    box = np.array([x, y, x + width, y + height])
+    box = corners(bbox)
     if not np.isfinite(box).all():
         raise ValueError(f"bbox: expected [x, y, width, height], got {bbox!r:.60}")
     return box.clip(0, [size[1], size[0], size[1], size[0]])
@@ -267,11 +295,14 @@ def read_upright(path: Path, size: tuple[int, int]) -> NDArray[np.uint8]:
     upright = read(path).array
     if upright.shape[:2] == size:
         return upright
-    if upright.shape[1::-1] == size:
-        with Image.open(path) as stored:
-            turned = stored.getexif().get(ORIENTATION_TAG, 1) != 1
-            stored.getexif()[ORIENTATION_TAG] = 1
-            if turned and stored.size == (size[1], size[0]):
-                return read(stored).array
+    if upright.shape[1::-1] == size and (turn := STORED.get(_orientation(path))):
+        return np.ascontiguousarray(turn(upright))
     expected, got = f"{size[1]} x {size[0]}", f"{upright.shape[1]} x {upright.shape[0]}"
     raise SizeError(f"{path}: expected the annotations' {expected} pixels, got {got}")
+
+
+def _orientation(path: Path) -> int:
+    """The orientation tag of a picture that can be read."""
+    with Image.open(path, formats=[kind for kind in FORMATS if kind in Image.OPEN]) as picture, suppress(Exception):
+        return int(picture.getexif().get(ORIENTATION_TAG, 1))
+    return 1  # a damaged tag turned nothing

@@ -76,6 +76,9 @@ class Examples(Protocol):
     @property
     def boxes_only(self) -> bool: ...
 
+    @property
+    def polygons(self) -> bool: ...
+
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int, /) -> Example: ...
@@ -93,11 +96,10 @@ def loader(
     start_iteration: int = 0,
     aspect_grouping: bool = True,
     repeat_threshold: float = 0.0,
-    keep_polygons: bool = False,
     pin_memory: bool = False,
     context: str | None = None,
 ) -> Generator[Batch, None, None]:
-    """The batches of one rank, without end.
+    """The batches of one rank, without end; targets have polygons instead of masks where the dataset gives them.
 
     Args:
         batch_size: of all ranks together; rank r gets the r-th part of each global batch.
@@ -106,7 +108,6 @@ def loader(
         aspect_grouping: batches of wide or of tall pictures, which need less padding; only one batch in 64 is mixed.
         repeat_threshold: repeat-factor sampling (LVIS, Gupta et al., 2019): a class in less than this share of the
             pictures is shown more often, by sqrt(threshold / share).
-        keep_polygons: polygons instead of masks in the targets.
         pin_memory: batches in page-locked memory.
         context: how workers start: "fork", "spawn" or "forkserver"; by default as Python does.
 
@@ -115,8 +116,8 @@ def loader(
         its place.
 
     Raises:
-        ValueError: arguments that do not fit; an object without polygons where they are to be kept; too many pictures
-            in a row that cannot be read.
+        ValueError: arguments that do not fit; an object without polygons where they are asked for; too many pictures in
+            a row that cannot be read.
         RuntimeError: a worker process died.
     """
     if not len(dataset):
@@ -126,11 +127,11 @@ def loader(
             "batch_size, rank, world_size: expected a batch that ranks share evenly and a rank of them, "
             f"got {batch_size}, {rank}, {world_size}"
         )
-    if keep_polygons and augment.config.copy_paste:
-        raise ValueError("keep_polygons: expected no copy-paste with it, as covered objects have masks only")
+    if dataset.polygons and augment.config.copy_paste:
+        raise ValueError("polygons: expected no copy-paste with them, as covered objects have masks only")
     order = Order(dataset.records, batch_size, seed, aspect_grouping, repeat_threshold)
     part = batch_size // world_size
-    batches = _Batches(dataset, augment, order, seed, range(rank * part, (rank + 1) * part), keep_polygons)
+    batches = _Batches(dataset, augment, order, seed, range(rank * part, (rank + 1) * part))
     return _iterate(batches, workers, start_iteration, pin_memory, context)
 
 
@@ -189,15 +190,12 @@ def _as_it_is(item: Any) -> Any:
 class _Batches(Dataset):
     """One rank's batch of each iteration, and the faults met on the way."""
 
-    def __init__(
-        self, dataset: Examples, augment: Augment, order: "Order", seed: int, slots: range, keep_polygons: bool
-    ) -> None:
+    def __init__(self, dataset: Examples, augment: Augment, order: "Order", seed: int, slots: range) -> None:
         self.dataset = dataset
         self.augment = augment
         self.order = order
         self.seed = seed
         self.slots = slots
-        self.keep_polygons = keep_polygons
 
     def __getitem__(self, iteration: int) -> tuple[Batch, list[Fault]] | Exception:
         """The batch, or what went wrong: raised in a worker it would come with pages of torch's."""
@@ -214,8 +212,9 @@ class _Batches(Dataset):
             generator = _generator(self.seed, _EXAMPLE, iteration, slot)
             example = self._read(int(indices[slot]), faults)
             examples.append(self.augment(example, generator, self._partner(generator, faults)))
-        masks = not (self.dataset.boxes_only or self.keep_polygons)
-        batch = collate(examples, self.augment.input.size_divisible, masks=masks, polygons=self.keep_polygons)
+        polygons = self.dataset.polygons
+        masks = not (self.dataset.boxes_only or polygons)
+        batch = collate(examples, self.augment.input.size_divisible, masks=masks, polygons=polygons)
         return batch, faults
 
     def _partner(self, generator: np.random.Generator, faults: list[Fault]) -> Callable[[], Example]:
@@ -305,7 +304,7 @@ def collate(examples: Sequence[Example], size_divisible: int, *, masks: bool = T
     """
     sizes = [example.picture.shape[:2] for example in examples]
     padded = padded_size(sizes, size_divisible)
-    rows = max(1, *map(len, examples)) if examples else 1  # G
+    rows = max(1, *map(len, examples))  # G
     image = np.zeros((len(examples), *padded, 3), np.float32)
     boxes = np.zeros((len(examples), rows, 4), np.float32)
     labels, crowd = np.zeros((len(examples), rows), np.int64), np.zeros((len(examples), rows), np.bool_)

@@ -32,11 +32,11 @@ def runs_of(segmentation: Any, size: tuple[int, int]) -> NDArray[np.int64]:
     if not isinstance(segmentation, Mapping):
         return _runs_of_polygons(polygons_of(segmentation, size), size)
     counts, given = segmentation.get("counts"), segmentation.get("size")
-    if given is None or list(given) != list(size):
+    if not isinstance(given, Sequence) or list(given) != list(size):
         raise ValueError(f"segmentation: expected run lengths of size {list(size)}, got {given}")
     if isinstance(counts, (str, bytes)):
         runs = decode_runs(counts)
-    elif isinstance(counts, Sequence) and all(isinstance(count, int) and count < 2**62 for count in counts):
+    elif isinstance(counts, Sequence) and all(isinstance(count, int) and 0 <= count < 2**62 for count in counts):
         runs = np.asarray(counts, np.int64)
     else:
         raise ValueError(f"segmentation: expected counts as a string or a list of integers, got {counts!r:.60}")
@@ -53,11 +53,12 @@ def polygons_of(segmentation: Any, size: tuple[int, int]) -> list[NDArray[np.flo
     polygons = []
     for flat in segmentation:
         try:
-            points = np.asarray(flat, np.float64)
-        except (TypeError, ValueError):
+            points = np.asarray(flat)
+        except ValueError:  # lists of different lengths
             points = np.empty((0, 0))
-        if points.ndim != 1 or len(points) < 6 or len(points) % 2:
+        if points.dtype.kind not in "iuf" or points.ndim != 1 or len(points) < 6 or len(points) % 2:
             raise ValueError(f"segmentation: expected polygons [x1, y1, x2, y2, x3, y3, ...], got {flat!r:.60}")
+        points = points.astype(np.float64)
         if not (np.abs(points) <= limit).all():  # nor NaN
             raise ValueError(f"segmentation: expected points within {limit} pixels, got {flat!r:.60}")
         polygons.append(points.reshape(-1, 2))

@@ -1,21 +1,18 @@
 """A contact sheet: pictures with their annotations drawn over them, to look at before a training run."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from ..pictures.fonts import font_for
-from ..pictures.outlines import crop_of_runs
 from ..pictures.reading import read
-from ..pictures.visualize import draw
+from ..pictures.visualize import Shapes, draw
 from .checking import Fault
-from .data import read_json, read_upright
+from .data import corners, read_json, read_upright
 from .segmentation import runs_of
 
 __all__ = ["contact_sheet"]
@@ -37,9 +34,16 @@ def contact_sheet(
 
     Pictures with faults come first, one of each kind before a second of any; then others at random. The text below a
     picture names its file and its faults.
+
+    Raises:
+        ValueError: a file that is not COCO's JSON; no room for a picture.
     """
+    if min(count, columns) < 1:
+        raise ValueError(f"count, columns: expected at least 1 each, got {count}, {columns}")
     content = read_json(Path(annotations))
-    entries = {x["file_name"]: x for x in content["images"] if isinstance(x, dict) and x.get("file_name")}
+    entries = {
+        x["file_name"]: x for x in content["images"] if isinstance(x, dict) and isinstance(x.get("file_name"), str)
+    }
     kinds: dict[str, list[str]] = defaultdict(list)
     for fault in faults:
         if fault.image is not None and fault.image in entries and fault.kind not in kinds[fault.image]:
@@ -50,13 +54,14 @@ def contact_sheet(
         rank[name] = turn[found[0]]
         turn[found[0]] += 1
     others = [name for name in entries if name not in kinds]
-    chosen = [*sorted(rank, key=lambda name: rank[name]), *np.random.default_rng(seed).permutation(others).tolist()]
-    chosen = chosen[:count]
-    names = {x.get("id"): str(x.get("name")) for x in content["categories"] if isinstance(x, dict)}
-    objects: dict[Any, list[dict[str, Any]]] = defaultdict(list)
+    shuffled = [others[n] for n in np.random.default_rng(seed).permutation(len(others))]
+    chosen = [*sorted(rank, key=lambda name: rank[name]), *shuffled][:count]
+    # By the ids' text, as anything may be an id in a faulty file.
+    names = {str(x.get("id")): str(x.get("name")) for x in content["categories"] if isinstance(x, dict)}
+    objects: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for annotation in content["annotations"]:
-        if isinstance(annotation, dict) and isinstance(annotation.get("image_id"), int):
-            objects[annotation["image_id"]].append(annotation)
+        if isinstance(annotation, dict) and annotation.get("image_id") is not None:
+            objects[str(annotation["image_id"])].append(annotation)
     columns = min(columns, max(len(chosen), 1))
     rows = -(-max(len(chosen), 1) // columns)
     step = TILE[0] + GAP, TILE[1] + CAPTION + GAP
@@ -65,7 +70,7 @@ def contact_sheet(
     font = font_for("".join(chosen), 13)
     for n, name in enumerate(chosen):
         x, y = GAP + n % columns * step[0], GAP + n // columns * step[1]
-        tile = _tile(Path(images) / name, entries[name], objects[entries[name].get("id")], names)
+        tile = _tile(Path(images) / name, entries[name], objects[str(entries[name].get("id"))], names)
         sheet.paste(tile, (x + (TILE[0] - tile.width) // 2, y + (TILE[1] - tile.height) // 2))
         for line, (text, color) in enumerate(((name, INK), (", ".join(kinds.get(name, ())), ALARM))):
             write.text((x, y + TILE[1] + 3 + 17 * line), _fitting(text, font), color, font)
@@ -79,33 +84,7 @@ def _fitting(text: str, font: Any) -> str:
     return next(cut for n in range(1, len(text) + 1) if font.getlength(cut := "…" + text[n:]) <= TILE[0])
 
 
-class _Name(NamedTuple):
-    name: str
-    score: float = 1.0
-
-
-@dataclass
-class _Annotated:
-    """A picture's annotations as :func:`draw` takes them; an object without a mask has an empty crop."""
-
-    size: tuple[int, int]
-    boxes: NDArray[np.float32]
-    labels: NDArray[np.int64]
-    names: list[str]
-    crops: list[tuple[NDArray[np.bool_], int, int]]
-    has_masks: bool = True
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def __iter__(self) -> Iterator[_Name]:
-        return map(_Name, self.names)
-
-    def crop(self, index: int) -> tuple[NDArray[np.bool_], int, int]:
-        return self.crops[index]
-
-
-def _tile(path: Path, entry: dict[str, Any], annotations: list[dict[str, Any]], names: dict[Any, str]) -> Image.Image:
+def _tile(path: Path, entry: dict[str, Any], annotations: list[dict[str, Any]], names: dict[str, str]) -> Image.Image:
     try:
         try:
             picture = read_upright(path, (entry["height"], entry["width"]))
@@ -114,22 +93,18 @@ def _tile(path: Path, entry: dict[str, Any], annotations: list[dict[str, Any]], 
     except (ValueError, OSError):
         return Image.new("RGB", TILE, (60, 30, 30))
     size: tuple[int, int] = picture.shape[:2]
-    boxes, crops = np.zeros((len(annotations), 4), np.float32), []
-    for n, annotation in enumerate(annotations):
+    boxes = np.array([corners(annotation.get("bbox")) for annotation in annotations]).reshape(-1, 4).clip(-1e6, 1e6)
+    runs = []
+    for annotation in annotations:
         try:
-            crops.append(crop_of_runs(runs_of(annotation.get("segmentation"), size), size[0]))
+            runs.append(runs_of(annotation.get("segmentation"), size))
         except ValueError:
-            crops.append((np.zeros((0, 0), np.bool_), 0, 0))
-        try:
-            x, y, width, height = map(float, annotation["bbox"])
-            boxes[n] = x, y, x + width, y + height
-        except (ValueError, TypeError, KeyError):
-            continue
-    found = [names.get(x.get("category_id"), "?") + (" (crowd)" if x.get("iscrowd") else "") for x in annotations]
+            runs.append(np.array([size[0] * size[1]]))  # no pixel
+    found = [names.get(str(x.get("category_id")), "?") + (" (crowd)" if x.get("iscrowd") else "") for x in annotations]
     shrink = max(size[1] / TILE[0], size[0] / TILE[1])
     drawing = draw(
         picture,
-        _Annotated(size, boxes, np.zeros(len(found), np.int64), found, crops),
+        Shapes(size, boxes.astype(np.float32), np.zeros(len(found), np.int64), found, [1.0] * len(found), runs),
         boxes=True,
         scores=False,
         line=1.3 * shrink,

@@ -32,7 +32,7 @@ from .config import AugmentConfig, TrainConfig
 from .data import CocoDataset
 from .detection import detect
 from .distributed import Processes
-from .evaluate import check_truth, evaluate
+from .evaluate import KINDS, check_truth, evaluate
 from .loading import Batch, loader
 from .objective import Objective
 from .optimizing import MovingAverage, freeze, learning_rate, make_optimizer, norms, training_mode
@@ -207,6 +207,7 @@ class Trainer:
 
     def _batches(self) -> Generator[Batch, None, None]:
         config = self.config
+        self.data.polygons = config.polygons and not self.data.boxes_only  # else nobody reads them
         return loader(
             self.data,
             self.augment,
@@ -218,7 +219,6 @@ class Trainer:
             start_iteration=self.iteration * config.accumulate,
             aspect_grouping=config.aspect_grouping,
             repeat_threshold=config.repeat_threshold,
-            keep_polygons=config.polygons,
             pin_memory=self.processes.device.type == "cuda",
         )
 
@@ -309,7 +309,7 @@ class Trainer:
                 ordered,
                 self.validation.annotations,
                 category_ids=self.validation.category_ids,
-                kinds=("bbox", "segm") if model.mask_head is not None else ("bbox",),
+                kinds=_kinds(model),
             )
             summary = {name: value for name, value in evaluation.summary.items() if not math.isnan(value)}
         self._summary = summary = self.processes.gather(summary)[0]
@@ -388,10 +388,14 @@ def _check(
     processes: Processes,
 ) -> None:
     for name, dataset in (("data", data), ("validation", validation)):
-        if dataset is not None and dataset.class_names != model.config.class_names:
+        if dataset is None:
+            continue
+        if dataset.class_names != model.config.class_names:
             raise ValueError(
                 f"{name}: expected the model's classes, {model.config.class_names}, got {dataset.class_names}"
             )
+        if dataset.boxes_only != (model.mask_head is None):
+            raise ValueError(f"{name}: expected masks for a model with a mask head, and boxes only for one without")
     if all(annotation.get("iscrowd") for record in data.records for annotation in record.annotations):
         crowds = sum(len(record.annotations) for record in data.records)
         hint = f" but {crowds} marked as crowds (iscrowd), which are never learned" if crowds else ""
@@ -399,16 +403,13 @@ def _check(
     if not any(record.path.is_file() for record in data.records):
         raise ValueError(f"{data.annotations}: expected its pictures, found none such as {data.records[0].path}")
     if validation is None:
-        for name in ("evaluate_every", "patience"):
-            if getattr(config, name):
-                raise ValueError(f"{name}: expected a validation set with it, got none")
+        if config.evaluate_every:
+            raise ValueError("evaluate_every: expected a validation set with it, got none")
     else:  # now, rather than after hours
         lost = [str(record.path) for record in validation.records if not record.path.is_file()]
         if lost:
             raise ValueError(f"{validation.annotations}: expected all its pictures, lost {len(lost)}: {lost[0]}")
-        check_truth(validation.annotations, ("bbox",) if validation.boxes_only else ("bbox", "segm"))
-    if data.boxes_only != (model.mask_head is None):
-        raise ValueError("data: expected masks for a model with a mask head, and boxes only for one without")
+        check_truth(validation.annotations, _kinds(model))
     if config.batch % (config.accumulate * processes.count):
         raise ValueError(
             f"batch: expected a multiple of {config.accumulate} parts times {processes.count} processes, "
@@ -418,6 +419,11 @@ def _check(
         raise ValueError(
             "norms: expected frozen or live ones on a CPU, which torch cannot synchronise, got synchronised"
         )
+
+
+def _kinds(model: MaskRCNN) -> tuple[str, ...]:
+    """What there is of a model to evaluate."""
+    return KINDS if model.mask_head is not None else ("bbox",)
 
 
 def _description(
