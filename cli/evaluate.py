@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import sys
 import warnings
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -16,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .. import __version__
-from ..engine.model.files import write_whole
+from ..engine.model.files import write_json
 from .console import open_console, progress
 from .options import (
     Verbs,
@@ -85,14 +86,14 @@ def add(verbs: Verbs) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from ..engine.training.data import read_json
     from ..engine.training.detection import sources
-    from ..engine.training.evaluate import evaluate, read_results
+    from ..engine.training.evaluate import evaluate, read_results, read_truth
 
-    if min(options.batch_size, options.processes) < 1:
-        raise ValueError("batch-size, processes: expected at least 1 each")
+    limits = [options.batch_size, options.processes, options.max_detections]
+    if min(limit for limit in limits if limit is not None) < 1:
+        raise ValueError("batch-size, processes, max-detections: expected at least 1 each")
     annotations, images = data_set(options.data, options.images)
-    content = read_json(annotations)
+    content = read_truth(annotations)
     categories = _categories(content, options.categories)
     pictures = sources(content, images) if images else []
     if options.detections:
@@ -147,11 +148,11 @@ def data_set(data: Path, images: Path | None) -> tuple[Path, Path | None]:
 
 def _categories(content: Mapping[str, Any], names: Sequence[str] | None) -> set[int]:
     """The ids of the categories that count."""
-    known = {category["name"]: category["id"] for category in content["categories"]}
-    unknown = [name for name in names or () if name not in known]
+    known = {category["id"]: str(category["name"]) for category in content["categories"]}
+    unknown = [name for name in names or () if name not in known.values()]
     if unknown:
-        raise ValueError(f"categories: expected some of {', '.join(known)}, got {', '.join(unknown)}")
-    return {known[name] for name in names or known}
+        raise ValueError(f"categories: expected some of {', '.join(known.values())}, got {', '.join(unknown)}")
+    return {number for number, name in known.items() if not names or name in names}
 
 
 def _detected(options: argparse.Namespace, pictures: Sequence["Source"], categories: Mapping[int, str]) -> Found | None:
@@ -222,25 +223,32 @@ def _matched(
     """
     # torchvision's models have classes for the gaps in COCO's ids, which no picture ever showed.
     known = {number: name for number, name in classes.items() if not name.startswith("N/A")}
-    by_name = {name.casefold(): number for number, name in categories.items()}
-    found = {number: by_name.get(name.casefold(), number) for number, name in known.items()}
+    by_name: dict[str, list[int]] = defaultdict(list)
+    for number, name in categories.items():
+        by_name[name.casefold()].append(number)
+    found = {}
+    for number, name in known.items():
+        theirs = by_name.get(name.casefold(), [number])
+        if number not in theirs and len(theirs) > 1:
+            raise ValueError(f"data: expected one category named {name!r}, got the ids {theirs}")
+        found[number] = number if number in theirs else theirs[0]
     moved = any(ours != theirs for ours, theirs in found.items())
     if moved:
         found = {number: theirs for number, theirs in found.items() if known[number].casefold() in by_name}
     unknown = [f"{n} {name}" for n, name in known.items() if found.get(n) not in categories]
     if chosen is not None:
-        unknown = [name for name in chosen if moved and by_name[name.casefold()] not in found.values()]
+        unknown = [name for name in chosen if moved and not {*by_name[name.casefold()]} & {*found.values()}]
     if unknown:
         there = ", ".join(f"{number} {name}" for number, name in categories.items())
         raise ValueError(
             f"weights: expected classes of the data set ({there}), got {', '.join(unknown)} besides; to count only "
             "some: --categories NAME ...; to name those of a foreign checkpoint: --classes, --category-ids"
         )
-    for ours, theirs in found.items():
-        name, other = known[ours], categories.get(theirs, known[ours])
-        if not quiet and ours != theirs:
+    for ours, number in found.items():
+        name, other = known[ours], categories.get(number, known[ours])
+        if not quiet and ours != number:
             print(
-                f"trimask: category {ours} of the model is {theirs} in the data, by its name {name!r}", file=sys.stderr
+                f"trimask: category {ours} of the model is {number} in the data, by its name {name!r}", file=sys.stderr
             )
         elif not quiet and name.casefold() != other.casefold() and not name.startswith("class_"):
             print(f"trimask: category {ours} is {name!r} to the model and {other!r} in the data", file=sys.stderr)
@@ -266,14 +274,10 @@ def _write(
 ) -> list[Path]:
     from ..engine.training.plots import draw_curves, draw_worst
 
-    def write_json(path: Path, content: Any) -> Path:
-        text = json.dumps(content, allow_nan=False).encode()
-        return write_whole(path, lambda file: file.write(text))
-
     output.mkdir(parents=True, exist_ok=True)
-    written = [write_json(output / "metrics.json", facts)]
+    written = [write_json(output / "metrics.json", facts, allow_nan=False)]
     if found is not None:
-        written.append(write_json(output / "detections.json", found))
+        written.append(write_json(output / "detections.json", found, allow_nan=False))
     try:
         written.append(draw_curves(evaluation, output / "curves.png"))
     except ImportError as error:

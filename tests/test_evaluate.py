@@ -17,10 +17,11 @@ from PIL import Image
 
 from models import small_model
 from trimask.cli import main
+from trimask.cli.evaluate import _matched
 from trimask.engine.inference.result import Result
 from trimask.engine.model.checkpoints import PUBLISHED, save
 from trimask.engine.training.detection import detect, sources
-from trimask.engine.training.evaluate import Evaluation, evaluate
+from trimask.engine.training.evaluate import Evaluation, check_truth, evaluate
 from trimask.engine.training.plots import draw_curves, draw_worst
 
 pytest.importorskip("pycocotools")
@@ -223,12 +224,15 @@ def test_one_picture_or_category_of_several() -> None:
     assert [(row["name"], row["objects"]) for row in only.per_class] == [("cat", 1)]
 
 
-def test_missing_fields_are_filled_in_and_named() -> None:
+@pytest.mark.parametrize("null", [False, True])
+def test_missing_fields_are_filled_in_and_named(null: bool) -> None:
     truth = truth_of((10, 20, 40, 30), segmentation=[[10, 20, 50, 20, 50, 50, 10, 50]])
     whole = evaluate(found_at((10, 20, 40, 30)), truth, **BOXES)
     assert whole.notes == []
     for name in ("iscrowd", "area", "bbox"):
-        del truth["annotations"][0][name]
+        truth["annotations"][0][name] = None
+        if not null:
+            del truth["annotations"][0][name]
     before = deepcopy(truth)
     evaluation = evaluate(found_at((10, 20, 40, 30)), truth, **BOXES)
     assert truth == before
@@ -259,6 +263,8 @@ def test_masks_count_by_their_own_area_whatever_box_comes_along() -> None:
         ({"category_id": 4}, {}, "categories of 3, 5, got the unknown ids 4"),
         ({"score": math.nan}, {}, "detection 0: expected a finite score, got nan"),
         ({"bbox": None}, {}, "detection 0: expected a bbox or a segmentation"),
+        ({"image_id": [1]}, {}, "detection 0: expected image_id as a number or text"),
+        ({"category_id": None}, {}, "detection 0: expected category_id as a number or text"),
         ({}, {"kinds": ["segm"]}, "annotation 1: expected a segmentation, got none"),
         ({}, {"kinds": ["keypoints"]}, "kinds: expected bbox, segm or both"),
         ({}, {"max_detections": 0}, "max_detections: expected at least 1, got 0"),
@@ -271,6 +277,33 @@ def test_what_does_not_fit_is_named(change: dict[str, Any], options: dict[str, A
     box = (0, 0, 10, 10)
     with pytest.raises(ValueError, match=complaint):
         evaluate([{**found_at(box)[0], **change}], truth_of(box), **BOXES | options)
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "complaint"),
+    [
+        ("images", {"id": None}, "image 0: expected id as a number or text, got"),
+        ("categories", {"id": [3]}, "category 0: expected id as a number or text, got"),
+        ("categories", {"id": "3"}, "categories: expected ids that are all numbers or all text"),
+        ("categories", {"name": None}, "category 0: expected name as a number or text, got"),
+        ("annotations", {"image_id": None}, "annotation 0: expected image_id as a number or text, got"),
+        ("annotations", {"category_id": {}}, "annotation 0: expected category_id as a number or text, got"),
+        ("annotations", {"bbox": [1, 2, 3]}, "annotation 1: expected a bbox of x, y, width and height, got"),
+        ("annotations", {"area": "5"}, "annotation 1: expected an area in pixels, got '5'"),
+    ],
+)
+def test_ground_truth_that_cannot_be_evaluated_is_named(
+    tmp_path: Path, kind: str, change: dict[str, Any], complaint: str
+) -> None:
+    truth = truth_of((0, 0, 10, 10))
+    truth[kind][0].update(change)
+    with pytest.raises(ValueError, match=f"^{complaint}"):
+        evaluate([], truth, **BOXES)
+    (path := tmp_path / "truth.json").write_text(json.dumps(truth))
+    with pytest.raises(ValueError, match=rf"^.*truth\.json: {complaint}"):
+        check_truth(path, ["bbox"])
+    with pytest.raises(ValueError, match="annotation 0: expected id"):
+        evaluate([], {**truth_of(), "annotations": [{"image_id": 1, "category_id": 3}]}, keep_ids=True)
 
 
 def test_a_mask_of_another_size_is_named(tmp_path: Path) -> None:
@@ -375,6 +408,8 @@ def test_eval_writes_figures_detections_and_pictures(
     assert [row["name"] for row in found["per_class"]] == ["cat"]
     assert "bbox_AR10" in found["summary"]
     assert "segm_AP" not in found["summary"]
+    assert run(*scored, "--max-detections", 0) == 1
+    assert "max-detections: expected at least 1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("launch", ["spawn", "torchrun"])
@@ -463,6 +498,41 @@ def test_eval_fails_in_one_line(
     printed = capsys.readouterr()
     assert (printed.out, len(printed.err.splitlines())) == ("", 1)
     assert complaint in printed.err
+
+
+def test_eval_of_malformed_files_fails_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    truth, found = tmp_path / "truth.json", tmp_path / "found.json"
+    right, box = truth_of((0, 0, 10, 10)), found_at((0, 0, 10, 10))
+    del right["annotations"][0]["image_id"]
+    truth.write_text(json.dumps(right))
+    found.write_text(json.dumps(box))
+    assert run("--detections", found, "--data", truth, "--json") == 1
+    assert "truth.json: annotation 0: expected image_id" in capsys.readouterr().err
+    truth.write_text(json.dumps(truth_of((0, 0, 10, 10))))
+    found.write_text(json.dumps([{**box[0], "category_id": [3]}]))
+    assert run("--detections", found, "--data", truth, "--categories", "cat", "--json") == 1
+    assert "found.json: detection 0: expected category_id" in capsys.readouterr().err
+
+
+def test_eval_counts_all_categories_of_one_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    truth, found = tmp_path / "truth.json", tmp_path / "found.json"
+    content = truth_of((0, 0, 10, 10), (50, 50, 10, 10))
+    content["categories"][1]["name"] = "cat"
+    content["annotations"][1]["category_id"] = 5
+    truth.write_text(json.dumps(content))
+    found.write_text(json.dumps(found_at((0, 0, 10, 10))))
+    for chosen in ((), ("--categories", "cat")):
+        assert run("--detections", found, "--data", truth, "--json", *chosen) == 0
+        summary = json.loads(capsys.readouterr().out)["summary"]
+        assert summary["bbox_AP"] == pytest.approx(0.5)
+
+
+def test_classes_of_one_name_are_matched_by_their_ids_or_refused() -> None:
+    data = {1: "cat", 2: "Cat", 3: "dog"}
+    assert _matched(data, data, None, quiet=True) == {1: 1, 2: 2, 3: 3}
+    assert _matched({1: "cat", 9: "dog"}, data, None, quiet=True) == {1: 1, 9: 3}
+    with pytest.raises(ValueError, match=r"data: expected one category named 'cat', got the ids \[1, 2\]"):
+        _matched({7: "cat"}, data, None, quiet=True)
 
 
 def test_eval_of_the_bundled_model(shared_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

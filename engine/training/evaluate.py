@@ -15,7 +15,7 @@ import io
 import json
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -36,6 +36,7 @@ __all__ = [
     "check_truth",
     "evaluate",
     "read_results",
+    "read_truth",
     "tools",
 ]
 
@@ -45,7 +46,7 @@ Floats = NDArray[np.float64]
 TITLES = {"bbox": "boxes", "segm": "masks"}  # of the kinds, for people
 KINDS = tuple(TITLES)
 BACKENDS = ("pycocotools", "faster")
-AREAS = {"": 0, "s": 1, "m": 2, "l": 3}  # COCO's ranges of area: all, small, medium, large
+AREAS = {"s": 1, "m": 2, "l": 3}  # COCO's ranges of area: small, medium, large; 0 is all
 MATCH_IOU = 0.5  # a detection of a picture's F1 has found an object it overlaps this much
 MATCH_SCORE = 0.5  # and those below this score are no claims: detections go down to scores of .05 for the curve's sake
 
@@ -56,6 +57,12 @@ class Curve(NamedTuple):
     iou: Floats  # [T] thresholds
     recall: Floats  # [R]
     precision: Floats  # [T, R, K], K categories by rising id; NaN for one without ground truth
+
+    @property
+    def mean(self) -> Floats:
+        """Precision [T, R] of the categories that have ground truth; [0, R] where none has."""
+        known = self.precision[:, :, ~np.isnan(self.precision).all((0, 1))]
+        return known.mean(2) if known.size else np.empty((0, len(self.recall)))
 
 
 @dataclass(frozen=True)
@@ -107,15 +114,17 @@ class Evaluation:
         def plain(figures: Mapping[str, Any]) -> dict[str, Any]:
             return {k: None if isinstance(x, float) and math.isnan(x) else x for k, x in figures.items()}
 
-        curves = {}
-        for kind, (iou, recall, precision) in self.curves.items():
-            known = precision[:, :, ~np.isnan(precision).all((0, 1))]  # [T, R, classes with objects]
-            mean = known.mean(2).tolist() if known.size else []
-            curves[kind] = {"iou": iou.round(2).tolist(), "recall": recall.round(2).tolist(), "precision": mean}
         return {
             "summary": plain(self.summary),
             "per_class": [plain(row) for row in self.per_class],
-            "curves": curves,
+            "curves": {
+                kind: {
+                    "iou": curve.iou.round(2).tolist(),
+                    "recall": curve.recall.round(2).tolist(),
+                    "precision": curve.mean.tolist(),
+                }
+                for kind, curve in self.curves.items()
+            },
             "worst": [
                 {
                     "image_id": picture.image["id"],
@@ -168,24 +177,27 @@ def evaluate(
     if max_detections < 1:
         raise ValueError(f"max_detections: expected at least 1, got {max_detections}")
     coco, evaluator, masks = tools(backend)
-    content = read_json(Path(ground_truth)) if isinstance(ground_truth, (str, Path)) else ground_truth
+    content = read_truth(ground_truth)
     found = read_results(detections) if isinstance(detections, (str, Path)) else list(detections)
 
     images = {image["id"]: image for image in content["images"]}
     categories = sorted(content["categories"], key=lambda category: category["id"])
     chosen_images = _chosen("image_ids", image_ids, images)
     chosen_categories = _chosen("category_ids", category_ids, [category["id"] for category in categories])
+    counting_images, counting_categories = set(chosen_images), set(chosen_categories)
     _check(found, images, {category["id"] for category in categories})
     notes: list[str] = []
+    if keep_ids:
+        _require(content["annotations"], "annotation", ("id",))
     truth = _Truth(coco, masks, content, images, keep_ids, notes)
     annotations = truth.annotations(kinds)
     summary: dict[str, float] = {}
     per_class: list[dict[str, Any]] = [
         {"id": category["id"], "name": str(category["name"])}
         for category in categories
-        if category["id"] in set(chosen_categories)
+        if category["id"] in counting_categories
     ]
-    counts = Counter(a["category_id"] for a in annotations if not a["iscrowd"] and a["image_id"] in set(chosen_images))
+    counts = Counter(a["category_id"] for a in annotations if not a["iscrowd"] and a["image_id"] in counting_images)
     for row in per_class:
         row["objects"] = counts[row["id"]]
     curves, results = {}, []
@@ -209,7 +221,7 @@ def evaluate(
         last = precision[..., 0, -1]
         curves[kind] = Curve(run.params.iouThrs, run.params.recThrs, np.where(last < 0, np.nan, last))
     kind = kinds[-1]  # masks, where there are any
-    worst = _matches(masks, kind, images, chosen_images, set(chosen_categories), annotations, results)
+    worst = _matches(masks, kind, images, chosen_images, counting_categories, annotations, results)
     return Evaluation(summary, per_class, curves, worst, notes)
 
 
@@ -220,7 +232,7 @@ def check_truth(ground_truth: Path | str, kinds: Sequence[str] = KINDS) -> None:
         ImportError, ValueError: as there.
     """
     coco, _, masks = tools()
-    content = read_json(Path(ground_truth))
+    content = read_truth(ground_truth)
     images = {image["id"]: image for image in content["images"]}
     try:
         _Truth(coco, masks, content, images, False, []).annotations(kinds)
@@ -228,11 +240,40 @@ def check_truth(ground_truth: Path | str, kinds: Sequence[str] = KINDS) -> None:
         raise ValueError(f"{ground_truth}: {error}") from error
 
 
+def read_truth(ground_truth: Mapping[str, Any] | Path | str) -> Mapping[str, Any]:
+    """The content of a COCO annotation file, in which every entry has the ids and names that evaluation goes by.
+
+    Args:
+        ground_truth: its path, or what was read from it.
+
+    Raises:
+        ValueError: one is missing; the text names the entry and, where it is known, the file.
+    """
+    content, where = ground_truth, ""
+    if isinstance(content, (str, Path)):
+        content, where = read_json(Path(content)), f"{content}: "
+    _require(content["images"], f"{where}image", ("id",))
+    _require(content["categories"], f"{where}category", ("id", "name"))
+    _require(content["annotations"], f"{where}annotation", ("image_id", "category_id"))
+    for name in ("images", "categories"):
+        if len({isinstance(entry["id"], str) for entry in content[name]}) > 1:
+            raise ValueError(f"{where}{name}: expected ids that are all numbers or all text, got both")
+    return content
+
+
+def _require(entries: Iterable[Any], kind: str, fields: Sequence[str]) -> None:
+    for n, entry in enumerate(entries):
+        for field in fields:
+            value = entry.get(field) if isinstance(entry, Mapping) else None
+            if value is None or not isinstance(value, Hashable):
+                raise ValueError(f"{kind} {n}: expected {field} as a number or text, got {entry!r:.80}")
+
+
 def read_results(path: Path | str) -> list[Entry]:
     """The detections in a COCO results file.
 
     Raises:
-        ValueError: it holds no list of them; the text names the file.
+        ValueError: it holds no list of them, or one lacks an id; the text names the file.
     """
     try:
         found = json.loads(Path(path).read_bytes())
@@ -240,6 +281,7 @@ def read_results(path: Path | str) -> list[Entry]:
         raise ValueError(f"{path}: expected COCO results, got something that is not JSON ({error})") from None
     if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
         raise ValueError(f"{path}: expected COCO results, a list of detections, got a {type(found).__name__}")
+    _require(found, f"{path}: detection", ("image_id", "category_id"))
     return found
 
 
@@ -279,21 +321,23 @@ def _few(items: Iterable[Any]) -> str:
 
 
 def _check(found: Sequence[Mapping[str, Any]], images: Mapping[Any, Entry], categories: set[int]) -> None:
+    _require(found, "detection", ("image_id", "category_id", "score"))
     for n, entry in enumerate(found):
-        missing = {"image_id", "category_id", "score"} - set(entry)
-        if missing:
-            raise ValueError(f"detection {n}: expected {', '.join(sorted(missing))}, got {sorted(entry)}")
-        score, box = entry["score"], entry.get("bbox") or (0, 0, 0, 0)
+        score = entry["score"]
         if not isinstance(score, (int, float)) or not math.isfinite(score):
             raise ValueError(f"detection {n}: expected a finite score, got {score!r:.60}")
-        if not isinstance(box, (list, tuple)) or len(box) != 4 or not all(isinstance(x, (int, float)) for x in box):
-            raise ValueError(f"detection {n}: expected a bbox of x, y, width and height, got {box!r:.60}")
+        _check_box(entry.get("bbox") or (0, 0, 0, 0), f"detection {n}")
     unknown = {entry["image_id"] for entry in found} - set(images)
     if unknown:
         raise ValueError(f"detections: expected images of the data set, got the unknown ids {_few(unknown)}")
     unknown = {entry["category_id"] for entry in found} - categories
     if unknown:
         raise ValueError(f"detections: expected categories of {_few(categories)}, got the unknown ids {_few(unknown)}")
+
+
+def _check_box(box: Any, name: str) -> None:
+    if not isinstance(box, (list, tuple)) or len(box) != 4 or not all(isinstance(x, (int, float)) for x in box):
+        raise ValueError(f"{name}: expected a bbox of x, y, width and height, got {box!r:.60}")
 
 
 class _Truth:
@@ -337,21 +381,23 @@ class _Truth:
             if annotation["image_id"] not in self.images:
                 continue  # as COCOeval does: annotations of part of a data set's pictures
             name = f"annotation {annotation.get('id', number)!r}"
-            entry = {**annotation, "id": annotation["id"] if self.keep_ids else number}
-            if "segm" in kinds and not annotation.get("segmentation"):
+            entry = {field: value for field, value in annotation.items() if value is not None}
+            if not self.keep_ids:
+                entry["id"] = number
+            filled.update({"iscrowd", "bbox", "area"} - set(entry))
+            if "segm" in kinds and not entry.get("segmentation"):
                 raise ValueError(f"{name}: expected a segmentation, got none; for boxes alone: kinds=['bbox']")
-            if annotation.get("segmentation") and not ("segm" not in kinds and {"bbox", "area"} <= set(annotation)):
-                entry["segmentation"] = self._runs(annotation, name)
-            if "iscrowd" not in annotation:
-                filled["iscrowd"] += 1
-                entry["iscrowd"] = 0
-            if "bbox" not in annotation:
-                filled["bbox"] += 1
+            if entry.get("segmentation") and not ("segm" not in kinds and {"bbox", "area"} <= set(entry)):
+                entry["segmentation"] = self._runs(entry, name)
+            entry["iscrowd"] = int(bool(entry.get("iscrowd")))
+            if "bbox" not in entry:
                 entry["bbox"] = self._box(entry, name)
-            if "area" not in annotation:
-                filled["area"] += 1
+            _check_box(entry["bbox"], name)
+            if "area" not in entry:
                 runs = entry.get("segmentation")
                 entry["area"] = float(self.masks.area(runs) if runs else entry["bbox"][2] * entry["bbox"][3])
+            if not isinstance(entry["area"], (int, float)):
+                raise ValueError(f"{name}: expected an area in pixels, got {entry['area']!r:.60}")
             entries.append(entry)
         meaning = {"iscrowd": "taken as 0", "bbox": "taken from the mask", "area": "taken from the mask or the box"}
         self.notes += [f"{filled[x]} annotations without {x!r}: {text}" for x, text in meaning.items() if filled[x]]
@@ -406,11 +452,11 @@ def _figures(precision: Floats, recall: Floats, limits: Sequence[int]) -> dict[s
         known = values[values > -1]
         return float(known.mean()) if known.size else math.nan
 
-    figures = {f"AP{name}": mean(precision[:, :, :, area, -1]) for name, area in AREAS.items()}
-    at = {"AP50": mean(precision[0, :, :, 0, -1]), "AP75": mean(precision[5, :, :, 0, -1])}
-    figures = {"AP": figures.pop("AP"), **at, **figures}
-    figures |= {f"AR{limit}": mean(recall[:, :, 0, m]) for m, limit in enumerate(limits)}
-    return figures | {f"AR{name}": mean(recall[:, :, area, -1]) for name, area in AREAS.items() if name}
+    figures = {"AP": mean(precision[..., 0, -1])}
+    figures |= {"AP50": mean(precision[0, ..., 0, -1]), "AP75": mean(precision[5, ..., 0, -1])}
+    figures |= {f"AP{name}": mean(precision[..., area, -1]) for name, area in AREAS.items()}
+    figures |= {f"AR{limit}": mean(recall[..., 0, m]) for m, limit in enumerate(limits)}
+    return figures | {f"AR{name}": mean(recall[..., area, -1]) for name, area in AREAS.items()}
 
 
 def _matches(
@@ -432,9 +478,8 @@ def _matches(
         if entry["score"] >= MATCH_SCORE:
             claims[entry["image_id"], entry["category_id"]].append(entry)
     pictures = {image: Matches(images[image], [], [], []) for image in image_ids}
-    for image, category in sorted({*truths, *claims}):
-        if image not in pictures or category not in category_ids:
-            continue
+    pairs = [(image, category) for image, category in {*truths, *claims} if image in pictures]
+    for image, category in sorted(pair for pair in pairs if pair[1] in category_ids):
         objects, claimed, matches = truths[image, category], claims[image, category], pictures[image]
         crowd = [int(x["iscrowd"]) for x in objects]
         overlaps = np.asarray(masks.iou([x[field] for x in claimed], [x[field] for x in objects], crowd))

@@ -1,24 +1,22 @@
 """What an evaluation looks like: precision over recall, and the pictures that went worst."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from ...kernels.cpu.masks import box_of_runs, decode_runs
 from ..model.files import write_whole
 from ..pictures.charts import new_figure
 from ..pictures.fonts import font_for
-from ..pictures.outlines import crop_of_runs
-from ..pictures.visualize import draw
+from ..pictures.visualize import Shapes, draw
 from .data import read_upright
 from .detection import Source
 from .evaluate import TITLES, Entry, Evaluation, Matches
 
-__all__ = ["draw_curves", "draw_worst"]
+__all__ = ["draw_curves", "draw_worst", "dress"]
 
 DARK, GREY, PAPER = (34, 34, 34), (102, 102, 102), (255, 255, 255)
 PANEL = (480, 400)  # the most room for a picture of the sheet, width and height
@@ -36,22 +34,25 @@ def draw_curves(evaluation: Evaluation, path: Path) -> Path:
     from matplotlib import colormaps
 
     grid = figure.subplots(1, panels, squeeze=False, sharey=True)[0]
-    for axes, (kind, (thresholds, recall, precision)) in zip(grid, evaluation.curves.items(), strict=True):
-        known = precision[:, :, ~np.isnan(precision).all((0, 1))]
-        for t, iou in enumerate(thresholds if known.size else ()):
-            mean = known[t].mean(1)  # [R]
-            colour = colormaps["viridis"](0.9 * t / max(len(thresholds) - 1, 1))
-            axes.plot(recall, mean, color=colour, linewidth=1.8, label=f"IoU {iou:.2f}   AP {100 * mean.mean():.1f}")
+    for axes, (kind, curve) in zip(grid, evaluation.curves.items(), strict=True):
+        for t, mean in enumerate(curve.mean):
+            colour = colormaps["viridis"](0.9 * t / max(len(curve.iou) - 1, 1))
+            label = f"IoU {curve.iou[t]:.2f}   AP {100 * mean.mean():.1f}"
+            axes.plot(curve.recall, mean, color=colour, linewidth=1.8, label=label)
         axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="recall")
-        axes.grid(color="#dddddd", linewidth=0.8)
-        axes.spines[["top", "right"]].set_visible(False)
         ap = evaluation.summary[f"{kind}_AP"]
-        figure_of = "no ground truth" if np.isnan(ap) else f"AP {100 * ap:.1f}"
-        axes.set_title(f"{TITLES[kind]}: {figure_of}", loc="left", fontsize=12, fontweight="bold")
-        if known.size:
-            axes.legend(fontsize=8.5, frameon=False, loc="upper left", bbox_to_anchor=(1, 1), borderaxespad=0)
+        dress(axes, f"{TITLES[kind]}: {'no ground truth' if np.isnan(ap) else f'AP {100 * ap:.1f}'}")
     grid[0].set_ylabel("precision, mean over the classes" if len(evaluation.per_class) > 1 else "precision")
     return write_whole(path, lambda file: figure.savefig(file, format="png"))
+
+
+def dress(axes: Any, title: str) -> None:
+    """Give a chart its title and a grid, and a legend where something is drawn."""
+    axes.set_title(title, loc="left", fontsize=12, fontweight="bold")
+    axes.grid(color="#dddddd", linewidth=0.8)
+    axes.spines[["top", "right"]].set_visible(False)
+    if axes.lines:
+        axes.legend(fontsize=8.5, frameon=False, loc="upper left", bbox_to_anchor=(1, 1), borderaxespad=0)
 
 
 def draw_worst(evaluation: Evaluation, pictures: Iterable[Source], path: Path, count: int = 6) -> Path | None:
@@ -99,7 +100,7 @@ def _row(matches: Matches, picture: Source, names: Mapping[int, str], masks: boo
     pixels = read_upright(picture.path, picture.size)
     panels = []
     for part, entries in ((slice(len(objects)), objects), (slice(len(objects), None), claims)):
-        shown = _Shown(picture.size, entries, texts[part], colours[part], masks)
+        shown = _shapes(picture.size, entries, texts[part], colours[part], masks)
         panel = draw(pixels, shown, color_by="class", scores=entries is claims)
         panel.thumbnail(PANEL, Image.Resampling.LANCZOS)
         panels.append(panel)
@@ -114,29 +115,13 @@ def _row(matches: Matches, picture: Source, names: Mapping[int, str], masks: boo
     return row
 
 
-class _Shown:
-    """Entries of a COCO file in the form of a result, which is what :func:`draw` takes."""
-
-    def __init__(
-        self, size: tuple[int, int], entries: Sequence[Entry], names: Sequence[str], colours: Sequence[int], masks: bool
-    ) -> None:
-        self.size = size
-        self.has_masks = masks
-        self.runs = [decode_runs(entry["segmentation"]["counts"]) for entry in entries] if masks else []
-        boxes = [box_of_runs(runs, size[0]) for runs in self.runs] if masks else [entry["bbox"] for entry in entries]
-        self.boxes = np.array(boxes, np.float32).reshape(-1, 4)
-        self.boxes[:, 2:] += self.boxes[:, :2]  # xywh to xyxy
-        self.labels = np.array(colours, np.int64)
-        self.objects = [
-            SimpleNamespace(name=name, score=entry.get("score", 1.0))
-            for name, entry in zip(names, entries, strict=True)
-        ]
-
-    def __len__(self) -> int:
-        return len(self.objects)
-
-    def __iter__(self) -> Iterator[SimpleNamespace]:
-        return iter(self.objects)
-
-    def crop(self, n: int) -> tuple[NDArray[np.bool_], int, int]:
-        return crop_of_runs(self.runs[n], self.size[0])
+def _shapes(
+    size: tuple[int, int], entries: Sequence[Entry], names: Sequence[str], colours: Sequence[int], masks: bool
+) -> Shapes:
+    """Annotations or detections, each of them named and coloured."""
+    runs = [decode_runs(entry["segmentation"]["counts"]) for entry in entries] if masks else None
+    found = [entry["bbox"] for entry in entries] if runs is None else [box_of_runs(one, size[0]) for one in runs]
+    boxes = np.array(found, np.float32).reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]  # xywh to xyxy
+    scores = [entry.get("score", 1.0) for entry in entries]
+    return Shapes(size, boxes, np.array(colours, np.int64), names, scores, runs)

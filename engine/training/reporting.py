@@ -13,6 +13,7 @@ from ..model.loss_config import TERMS
 from ..pictures.charts import new_figure
 from ..pictures.visualize import draw
 from .data import Record, read_upright
+from .plots import dress
 from .run_folder import Line, RunFolder
 
 __all__ = ["Reporter", "draw_training"]
@@ -114,7 +115,7 @@ def draw_training(lines: Sequence[Line], path: Path) -> Path:
                 width = 2.0 if name == "loss" else 1.2
                 axes.plot(at, [line[name] for line in losses], color=COLOURS[name], linewidth=width, label=name)
         axes.set(xlabel="iteration", yscale="log")
-        axes.set_title("losses", loc="left", fontsize=12, fontweight="bold")
+        dress(axes, "losses")
     if evaluations:
         axes = next(grid)
         at = [line["iteration"] for line in evaluations]
@@ -123,9 +124,5 @@ def draw_training(lines: Sequence[Line], path: Path) -> Path:
             if not np.isnan(values).all():
                 axes.plot(at, values, color=COLOURS[name], marker="o", markersize=4, label=f"{label} {values[-1]:.1f}")
         axes.set(xlabel="iteration", ylim=(0, None))
-        axes.set_title("average precision", loc="left", fontsize=12, fontweight="bold")
-    for axes in figure.axes if panels else ():
-        axes.grid(color="#dddddd", linewidth=0.8)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(fontsize=8.5, frameon=False, loc="upper left", bbox_to_anchor=(1, 1), borderaxespad=0)
+        dress(axes, "average precision")
     return write_whole(path, lambda file: figure.savefig(file, format="png"))
