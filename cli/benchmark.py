@@ -47,9 +47,7 @@ def add(verbs: Verbs) -> None:
         "--sizes", nargs="+", type=_size, metavar="HxW", help="of the pictures (480x640 and 1080x1920; quick: 480x640)"
     )
     benchmark.add_argument("--batches", nargs="+", type=int, metavar="B", help="pictures at a time (1 4; quick: 1)")
-    benchmark.add_argument(
-        "--pictures", nargs="+", type=existing, metavar="PICTURE", help="to find objects in (samples)"
-    )
+    benchmark.add_argument("--pictures", nargs="+", default=(), metavar="PICTURE", help="to find objects in (samples)")
     benchmark.add_argument("--device", help="cpu, cuda, cuda:1 ... (the GPU if there is one)")
     benchmark.add_argument("--dtype", choices=DTYPES, help="precision (float32; an exported file's own)")
     benchmark.add_argument(
@@ -130,6 +128,7 @@ def _check(options: argparse.Namespace) -> None:
         raise ValueError(f"threads: expected at least 1, got {options.threads}")
     if min(options.batches or [1]) < 1:
         raise ValueError(f"batches: expected at least 1 each, got {min(options.batches)}")
+    options.pictures = tuple(map(existing, options.pictures))
     if not 0 < options.margin < 50:
         raise ValueError(f"margin: expected more than 0 and less than 50 percent, got {options.margin:g}")
     if options.read and (options.weights or options.json or options.quick):
@@ -214,7 +213,7 @@ def _model(
         device,
         options.dtype or _own_dtype(weights),
         tuple(options.backends),
-        tuple(options.pictures or ()),
+        options.pictures,
         threads,
         options.quick,
         checkpoint_options(options),

@@ -101,7 +101,7 @@ def test_boxes_follow_masks(name: str, seed: int) -> None:
     assert np.abs(result.boxes - extents).max(initial=0) <= growth
     assert (result.boxes >= 0).all()
     assert (result.boxes[:, 2:] <= [width, height]).all()
-    assert result.picture.dtype == np.float32
+    assert (result.picture.dtype, result.boxes.dtype) == (np.float32, np.float32)
     assert result.picture.min() >= 0
     assert result.picture.max() <= 255
     assert all(np.array_equal(a, b) for a, b in zip(copies, (source.picture, source.masks, source.boxes), strict=True))
@@ -182,6 +182,7 @@ def test_what_is_pasted_covers_what_is_below() -> None:
     result = paste(below, above, Always(np.random.PCG64(0)))
     assert result.labels.tolist() == [0, 1, 9]  # the third is covered
     assert result.boxes.tolist() == [[10, 10, 30, 60], [70, 70, 90, 90], [30, 5, 95, 65]]
+    assert result.boxes.dtype == np.float32
     assert result.masks.sum(0).max() == 1
     assert (result.picture == 200 * above.masks[0][..., None]).all()
     assert (below.picture == 0).all()

@@ -262,6 +262,7 @@ def test_what_cannot_be_compared_is_refused_before_anything_is_measured(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--pictures", "nothere.jpg"], "expected a picture, found no file at 'nothere.jpg'"),
         (["--threads", "0"], "threads: expected at least 1, got 0"),
         (["--batches", "0"], "batches: expected at least 1 each, got 0"),
         (["--margin", "80"], "margin: expected more than 0 and less than 50 percent, got 80"),

@@ -57,7 +57,7 @@ class Augment:
             partner: gives the picture that objects are copied from; without it nothing is pasted.
         """
         config = self.config
-        pasting = generator.random() < config.copy_paste and partner is not None
+        pasting = generator.random() < config.copy_paste
         result = self._place(example, generator)
         if pasting and partner is not None:
             result = paste(result, self._place(partner(), generator), generator)
@@ -220,7 +220,7 @@ def paste(example: Example, other: Example, generator: np.random.Generator) -> E
     other = other.take(np.flatnonzero(~other.crowd & (generator.random(len(other)) < 0.5)))
     masks = np.zeros((len(other), *size), np.bool_)
     masks[:, :height, :width] = other.masks[:, :height, :width]
-    limits = np.tile([width, height], 2)
+    limits = np.tile(np.array([width, height], np.float32), 2)
     above = replace(other, boxes=other.boxes.clip(0, limits), masks=masks, polygons=None)
     above = refitted(above, np.max(other.boxes > limits, axis=1), _shares(masks, other.masks))
     if not len(above):

@@ -146,7 +146,6 @@ def _filled(
             if background:
                 tensor[-1] = found[-1]
             (partial if rows or background else fresh).append(name)
-    model.load_state_dict(own)
     left = tuple(name for name in state if name not in own)
     if old_classes and old_classes != classes:
         kept = [classes[label] for label in rows]
