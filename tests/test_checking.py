@@ -208,11 +208,49 @@ def test_boxes_alone_are_enough_where_masks_are_not_wanted(tmp_path: Path, data:
     data["annotations"][0]["bbox"] = [-5, -5, 20, 20]
     data["annotations"][1]["bbox"] = [1, 1, 0, 4]
     data["annotations"][2]["bbox"] = ["5", "5", "20", "20"]
+    data["annotations"][3]["bbox"] = [20, 20, -10, -5]  # sides whose product is an area
     report = check(write(tmp_path, data), tmp_path, boxes_only=True)
-    assert report.counts == {"degenerate box": 2, "box outside": 1}
+    assert report.counts == {"degenerate box": 3, "box outside": 1}
     assert report.clean["annotations"][0]["bbox"] == [0, 0, 15, 15]
-    assert len(report.clean["annotations"]) == 10
+    assert len(report.clean["annotations"]) == 9
     assert check(report.write_clean(tmp_path / "clean.json"), tmp_path, boxes_only=True).faults == []
+
+
+SQUARE = [[39, 5, 40, 5, 40, 15, 39, 15]]  # at the right edge of a picture 40 pixels wide
+
+
+def one_box(folder: Path, bbox: list[float]) -> Path:
+    """A picture of 40 x 30 pixels with one object."""
+    Image.new("RGB", (40, 30)).save(folder / "0.png")
+    annotation = {"id": 1, "image_id": 1, "category_id": 3, "bbox": bbox, "segmentation": SQUARE}
+    image = {"id": 1, "file_name": "0.png", "height": 30, "width": 40}
+    annotations = [{**annotation, "area": 10, "iscrowd": 0}]
+    return write(folder, {"images": [image], "annotations": annotations, "categories": [{"id": 3, "name": "three"}]})
+
+
+def test_a_box_beside_the_picture_is_a_fault_however_near(tmp_path: Path) -> None:
+    for bbox in ([40.2, 5, 0.5, 10], [39, -0.6, 1, 0.5], [39, 5, 1e-7, 10]):
+        path = one_box(tmp_path, bbox)
+        alone = check(path, tmp_path, boxes_only=True)
+        assert (alone.counts, alone.objects) == ({"degenerate box": 1, "nothing to learn": 1}, 0)
+        report = check(path, tmp_path)
+        assert (report.counts, report.objects) == ({"degenerate box": 1}, 1)
+        assert report.clean["annotations"][0]["bbox"] == [39, 5, 1, 10]
+    assert check(one_box(tmp_path, [39.2, 5, 1.5, 10]), tmp_path).faults == []
+
+
+# Coordinates about the edges, where rounding decides.
+NEAR = st.sampled_from([0.0, 29.0, 30.0, 39.0, 40.0]).flatmap(lambda edge: st.floats(edge - 1.5, edge + 1.5))
+
+
+@given(x=NEAR, y=NEAR, width=st.floats(-1, 2), height=st.floats(-1, 2), boxes_only=st.booleans())
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_what_counts_as_an_object_is_one_to_the_data_set(
+    tmp_path: Path, x: float, y: float, width: float, height: float, boxes_only: bool
+) -> None:
+    report = check(one_box(tmp_path, [x, y, width, height]), tmp_path, boxes_only=boxes_only)
+    example = CocoDataset(report.write_clean(tmp_path / "clean.json"), tmp_path, boxes_only=boxes_only)[0]
+    assert report.objects == len(example) == example.masks.any((1, 2)).sum()
 
 
 @pytest.mark.parametrize("name", PLANTED)

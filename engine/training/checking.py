@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ...kernels.cpu.masks import area_of_runs, box_of_runs
 from ..model.files import write_json
 from ..pictures.reading import PictureError, read
-from .data import SizeError, clipped_box, corners, read_json, read_upright
+from .data import SizeError, clipped_box, corners, has_area, read_json, read_upright
 from .segmentation import polygons_of, runs_of
 
 __all__ = ["FAULTS", "Fault", "Report", "check"]
@@ -331,17 +331,17 @@ class _Check:
     def _boxed(self, fixed: dict[str, Any], size: tuple[int, int], fault: Callable[[str, str], None]) -> None:
         """An area for a box that has some; one that leaves the picture is cut."""
         bbox = fixed.get("bbox")
-        if bbox is None or _is_bad_box(bbox, None, size, fault):
-            try:
-                x1, y1, x2, y2 = clipped_box(bbox, size).tolist()
-            except ValueError:
-                return
-            fixed["bbox"] = [x1, y1, x2 - x1, y2 - y1]
-        area = fixed["bbox"][2] * fixed["bbox"][3]
-        if area > 0:
-            fixed["area"] = area
+        bad = bbox is None or _is_bad_box(bbox, None, size, fault)
+        try:
+            box = clipped_box(bbox, size)
+        except ValueError:
+            return
+        if has_area(box):
+            if bad:
+                fixed["bbox"] = [*box[:2].tolist(), *(box[2:] - box[:2]).tolist()]
+            fixed["area"] = fixed["bbox"][2] * fixed["bbox"][3]
             if not fixed["iscrowd"]:
-                self._count(area)
+                self._count(fixed["area"])
 
 
 def _found(folder: Path, name: str) -> str:
@@ -400,6 +400,8 @@ def _is_bad_box(
         fault("degenerate box", f"expected [x, y, width, height] with an area, got {bbox!r:.60}")
     elif ((box < -SLACK) | (box > limits + SLACK)).any():
         fault("box outside", f"expected a box in {size[1]} x {size[0]}, got {bbox!r:.60}")
+    elif not has_area(box.clip(0, limits)):
+        fault("degenerate box", f"expected an area in {size[1]} x {size[0]}, got {bbox!r:.60}")
     elif extent is not None and (abs(box - extent) > _allowed(extent)).any():
         fault("box unlike mask", f"expected x1 y1 x2 y2 near {extent.tolist()}, got {box.round(1).tolist()}")
     else:

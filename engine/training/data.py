@@ -27,7 +27,17 @@ from ..pictures.outlines import crop_of_runs
 from ..pictures.reading import FORMATS, PictureError, read
 from .segmentation import polygons_of, runs_of
 
-__all__ = ["CocoDataset", "Example", "Record", "SizeError", "clipped_box", "corners", "read_json", "read_upright"]
+__all__ = [
+    "CocoDataset",
+    "Example",
+    "Record",
+    "SizeError",
+    "clipped_box",
+    "corners",
+    "has_area",
+    "read_json",
+    "read_upright",
+]
 
 ORIENTATION_TAG = 0x0112
 # Back from the upright picture to the pixels as stored, for the tags that turn it by a quarter.
@@ -234,7 +244,7 @@ class CocoDataset:
             record.path,
             polygons,
         )
-        return example.take(np.flatnonzero((boxes[:, 2:] > boxes[:, :2]).all(1)))
+        return example.take(np.flatnonzero(has_area(boxes)))
 
     def _object(self, annotation: dict[str, Any], size: tuple[int, int], mask: NDArray[np.bool_]) -> NDArray[Any]:
         """The box of an object, zeros if there is nothing of it; its pixels are set in ``mask``."""
@@ -270,6 +280,12 @@ def clipped_box(bbox: Any, size: tuple[int, int]) -> NDArray[np.float64]:
     if not np.isfinite(box).all():
         raise ValueError(f"bbox: expected [x, y, width, height], got {bbox!r:.60}")
     return box.clip(0, [size[1], size[0], size[1], size[0]])
+
+
+def has_area(boxes: NDArray[Any]) -> NDArray[np.bool_]:
+    """Which boxes [..., 4], xyxy, are objects: those with an area in float32, as examples have them."""
+    boxes = boxes.astype(np.float32, copy=False)
+    return np.asarray((boxes[..., 2:] > boxes[..., :2]).all(-1))
 
 
 def read_json(path: Path) -> dict[str, Any]:
