@@ -13,8 +13,9 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
+from trimask.engine.model.config import InputConfig
 from trimask.engine.pictures.reading import PictureError
-from trimask.engine.training.augment import extent
+from trimask.engine.training.augment import Augment, AugmentConfig, extent
 from trimask.engine.training.data import CocoDataset, SizeError, read_upright
 from trimask.engine.training.segmentation import runs_of
 from trimask.engine.training.voc import convert_voc
@@ -156,6 +157,26 @@ def test_boxes_alone_will_do_for_models_without_masks(tmp_path: Path, np_rng: np
         CocoDataset(path, tmp_path)[0]
     example = CocoDataset(path, tmp_path, boxes_only=True)[0]
     assert [list(extent(mask)) for mask in example.masks] == example.boxes.tolist()
+
+
+def test_the_thinnest_box_alone_has_a_pixel_wherever_it_is(tmp_path: Path) -> None:
+    Image.new("RGB", (40, 30)).save(tmp_path / "0.png")
+    boxes = [[20.6, 5, 0.4, 10], [39.6, 5, 0.4, 10], [5, 29.6, 10, 0.4], [39.6, 29.6, 0.4, 0.4], [0, 0, 0.4, 0.4]]
+    data = {
+        "images": [{"id": 1, "file_name": "0.png", "height": 30, "width": 40}],
+        "annotations": [{"id": n, "image_id": 1, "category_id": 3, "bbox": box} for n, box in enumerate(boxes, 1)],
+        "categories": [{"id": 3, "name": "three"}],
+    }
+    example = CocoDataset(write(tmp_path, data), tmp_path, boxes_only=True)[0]
+    assert [list(extent(mask)) for mask in example.masks] == [
+        [21, 5, 22, 15],
+        [39, 5, 40, 15],
+        [5, 29, 15, 30],
+        [39, 29, 40, 30],
+        [0, 0, 1, 1],
+    ]
+    augment = Augment(AugmentConfig(flip=0), InputConfig())
+    assert len(augment(example, np.random.default_rng(0))) == len(boxes)
 
 
 def test_polygons_are_read_where_asked(tmp_path: Path, np_rng: np.random.Generator) -> None:

@@ -261,6 +261,7 @@ class CocoDataset:
         if box is None:
             raise ValueError("expected a bbox, got none")
         x1, y1, x2, y2 = np.rint(box).astype(int)
+        x1, y1 = min(x1, size[1] - 1), min(y1, size[0] - 1)  # a pixel for the thinnest box, at the far edges too
         mask[y1 : max(y2, y1 + 1), x1 : max(x2, x1 + 1)] = True
         return box
 
