@@ -1,5 +1,7 @@
 """COCO's figures: published ones to every digit, and what pycocotools gets wrong by itself."""
 
+import contextlib
+import io
 import json
 import math
 import os
@@ -13,6 +15,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from models import small_model
@@ -21,7 +25,7 @@ from trimask.cli.evaluate import _matched
 from trimask.engine.inference.result import Result
 from trimask.engine.model.checkpoints import PUBLISHED, save
 from trimask.engine.training.detection import detect, sources
-from trimask.engine.training.evaluate import Evaluation, check_truth, evaluate
+from trimask.engine.training.evaluate import Evaluation, check_truth, evaluate, tools
 from trimask.engine.training.plots import draw_curves, draw_worst
 
 pytest.importorskip("pycocotools")
@@ -160,6 +164,45 @@ def test_an_overlap_of_exactly_half_is_a_match() -> None:
     evaluation = evaluate(found_at((0, 0, 20.1, 10)), truth_of((0, 0, 10, 10)), **BOXES)
     assert evaluation.summary["bbox_AP50"] == 0
     assert evaluation.worst[0].f1 == 0
+
+
+def test_of_equal_overlaps_the_last_object_is_found() -> None:
+    truth = truth_of((0, 0, 10, 10), (0, 6, 10, 10))
+    found = found_at((0, 3, 10, 10)) + found_at((0, 0, 10, 8), score=0.8)  # the first overlaps both by 7 / 13
+    evaluation = evaluate(found, truth, **BOXES)
+    assert evaluation.summary["bbox_AP50"] == pytest.approx(1)
+    assert evaluation.worst[0].f1 == 1
+
+
+# On a coarse grid, where many overlaps are equal or exactly half.
+CELL = st.tuples(st.integers(0, 2), st.integers(0, 2), st.integers(1, 4), st.integers(1, 4))
+
+
+@given(
+    objects=st.lists(st.tuples(CELL, st.sampled_from([0, 0, 0, 1])), max_size=6),
+    claims=st.lists(st.tuples(CELL, st.sampled_from([0.5, 0.7, 0.9])), min_size=1, max_size=6),
+)
+@settings(max_examples=150, deadline=None)
+def test_pictures_are_matched_as_by_cocoeval(objects: list[Any], claims: list[Any]) -> None:
+    truth = truth_of(*(box for box, _ in objects))
+    for annotation, (_, crowd) in zip(truth["annotations"], objects, strict=True):
+        annotation["iscrowd"] = crowd
+    found = [found_at(box, score=score)[0] for box, score in claims]
+    matches = evaluate(found, truth, **BOXES).worst[0]
+    index, peer, _ = tools()
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = index()
+        coco.dataset = deepcopy(truth)
+        coco.createIndex()
+        run = peer(coco, coco.loadRes(deepcopy(found)), "bbox")
+        run.evaluate()
+    expected = run.evalImgs[0]  # of all areas; the first of its thresholds is .5
+    by_claim = zip(expected["dtIds"], expected["dtMatches"][0], expected["dtIgnore"][0], strict=True)
+    pairs = {(claim, int(match)) for claim, match, ignored in by_claim if not ignored}
+    by_object = zip(expected["gtIds"], expected["gtMatches"][0], expected["gtIgnore"], strict=True)
+    assert {(claim["id"], thing["id"]) for thing, claim in matches.found} == {pair for pair in pairs if pair[1]}
+    assert {claim["id"] for claim in matches.false} == {claim for claim, match in pairs if not match}
+    assert {x["id"] for x in matches.missed} == {x for x, match, ignored in by_object if not match and not ignored}
 
 
 def test_what_lies_in_a_crowd_is_no_mistake() -> None:
@@ -553,7 +596,7 @@ def test_the_documentation_has_the_published_figures() -> None:
     text = (Path(__file__).parents[1] / "docs" / "evaluation.md").read_text()
     rows = [row for row in text.splitlines() if row.startswith("| `") and "/" in row.split("`")[1]]
     models = [model for model in PUBLISHED.values() if not model.unsupported]
-    assert rows == [f"| `{model.name}` | {model.box_ap:.1f} | {model.mask_ap:.1f} |" for model in models]
+    assert rows == [f"| `{model.name}` | {model.box_ap or ''} | {model.mask_ap or ''} |" for model in models]
 
 
 def test_the_sheet_shows_mistakes_beside_the_truth(tmp_path: Path) -> None:

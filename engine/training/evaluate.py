@@ -486,7 +486,8 @@ def _matches(
         overlaps = overlaps.reshape(len(claimed), len(objects))
         free = [not x for x in crowd]
         for claim, row in zip(claimed, overlaps, strict=True):
-            best = int(np.argmax(np.where(free, row, -1))) if any(free) else -1
+            overlap = np.where(free, row, -1)
+            best = len(row) - 1 - int(np.argmax(overlap[::-1])) if any(free) else -1  # of equals the last, as COCOeval
             if best >= 0 and row[best] >= MATCH_IOU:
                 free[best] = False
                 matches.found.append((objects[best], claim))
