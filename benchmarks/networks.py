@@ -12,6 +12,8 @@ from ..engine.model.presets import detectron2, mmdet, torchvision_v1
 
 __all__ = ["BLOCKS", "drawn", "random_detectron2", "random_mmdetection", "random_resnet", "without_masks"]
 
+Preset = Callable[..., MaskRCNNConfig]
+
 BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}  # of ResNets by depth
 
 
@@ -28,21 +30,17 @@ def random_resnet(depth: int = 50, proposals: int = 1000, detections: int = 100)
     return drawn(config)
 
 
-def random_detectron2(depth: int = 50) -> MaskRCNN:
-    """Detectron2's R-CNN FPN baseline with random weights that find as many objects as they may."""
-    model = _of_eighty_classes(detectron2, depth)
-    stem: Any = model.backbone.stem
-    with torch.no_grad():
-        stem.conv.weight /= 58  # inputs that no standard deviation divides
-    return model
+def random_detectron2(depth: int = 50, preset: Preset = detectron2) -> MaskRCNN:
+    """A baseline of Detectron2 with random weights that find as many objects as they may."""
+    return _of_eighty_classes(preset, depth)
 
 
-def random_mmdetection(depth: int = 50) -> MaskRCNN:
+def random_mmdetection(depth: int = 50, preset: Preset = mmdet) -> MaskRCNN:
     """MMDetection's Mask R-CNN, pytorch style, with such weights."""
-    return _of_eighty_classes(mmdet, depth)
+    return _of_eighty_classes(preset, depth)
 
 
-def _of_eighty_classes(preset: Callable[..., MaskRCNNConfig], depth: int) -> MaskRCNN:
+def _of_eighty_classes(preset: Preset, depth: int) -> MaskRCNN:
     config = preset(tuple(f"class {i}" for i in range(1, 81)), tuple(range(1, 81)))
     return drawn(replace(config, backbone=replace(config.backbone, blocks=BLOCKS[depth])))  # type: ignore[arg-type]
 
@@ -57,6 +55,10 @@ def drawn(config: MaskRCNNConfig) -> MaskRCNN:
             torch.nn.init.normal_(parameter, std=gain * (2 / parameter[0].numel()) ** 0.5)
         elif name.endswith("conv3.norm.weight"):
             torch.nn.init.constant_(parameter, 0.3)  # the end of a residual branch, or fifty layers explode
+    if config.input.std == (1.0, 1.0, 1.0):
+        stem: Any = model.backbone.stem
+        with torch.no_grad():
+            stem.conv.weight /= 58  # inputs that no standard deviation divides
     return model
 
 

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 __all__ = ["add", "run"]
 
-MODEL_COLUMN = 46  # the longest name of a published model
 PLAIN = "plain torch"
 
 
@@ -59,10 +58,11 @@ def run(options: argparse.Namespace) -> int:
     if kernels != PLAIN and facts["C compiler"] is None:
         console.print("Triton takes a C compiler: install gcc or clang, or set CC")
     if options.models:
-        print(f"\n{'name':{MODEL_COLUMN}} box AP  mask AP")
+        column = max(map(len, PUBLISHED))
+        print(f"\n{'name':{column}} box AP  mask AP")
         for model in PUBLISHED.values():
             note = f"not here: {model.unsupported}" if model.unsupported else model.licence
-            print(f"{model.name:{MODEL_COLUMN}} {model.box_ap:6}  {model.mask_ap or '':7}  {note}")
+            print(f"{model.name:{column}} {model.box_ap or '':6}  {model.mask_ap or '':7}  {note}")
     return 0
 
 

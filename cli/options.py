@@ -78,18 +78,25 @@ def add_checkpoint_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--max-size", type=int, metavar="PIXELS", help="limit of its long side")
     group.add_argument("--pixel-mean", type=float, nargs=3, metavar="LEVEL", help="of red, green and blue, in 0..255")
     group.add_argument("--pixel-std", type=float, nargs=3, metavar="LEVEL", help="their standard deviation")
-    group.add_argument("--anchor-sizes", type=float, nargs="+", metavar="SIZE", help="one for each of the five levels")
+    group.add_argument(
+        "--anchor-sizes",
+        type=float,
+        nargs="+",
+        metavar="SIZE",
+        help="one for each of the five levels, or all of the only map",
+    )
     group.add_argument("--aspect-ratios", type=float, nargs="+", metavar="RATIO", help="of anchors, height over width")
     group.add_argument("--activation", choices=("relu", "relu6"), help="of a MobileNetV2 trunk")
-    group.add_argument("--norm-eps", type=float, metavar="EPS", help="epsilon of the batch norms")
+    group.add_argument("--norm-eps", type=float, metavar="EPS", help="epsilon of the norms")
+    group.add_argument("--norm-groups", type=int, metavar="N", help="of group norms")
     group.add_argument("--classes", nargs="+", metavar="NAME", help="names of the foreground classes, in order")
     group.add_argument("--category-ids", type=int, nargs="+", metavar="ID", help="the data set's id of each class")
-    group.add_argument("--style", choices=("pytorch", "caffe"), help="of a Detectron2 or MMDetection trunk")
+    group.add_argument("--style", choices=("pytorch", "bgr", "caffe"), help="of a Detectron2 or MMDetection trunk")
 
 
 def checkpoint_options(options: argparse.Namespace) -> dict[str, Any]:
     sizes = ("min_size", "max_size", "pixel_mean", "pixel_std", "anchor_sizes", "aspect_ratios")
-    names = (*sizes, "activation", "norm_eps", "classes", "category_ids", "style")
+    names = (*sizes, "activation", "norm_eps", "norm_groups", "classes", "category_ids", "style")
     return {name: getattr(options, name) for name in names if getattr(options, name) is not None}
 
 

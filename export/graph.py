@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..engine.inference.graph import fold
+from ..engine.model.backbone import ResNet
 from ..engine.model.config import DetectionConfig
-from ..engine.model.fpn import STRIDES
 from ..engine.model.heads import BoxHead, candidates
 from ..engine.model.mask_rcnn import MaskRCNN, to_original
 from ..kernels import segmented_nms
@@ -133,7 +133,7 @@ class ExportGraph(nn.Module):
         if not self.compact:
             pooled = self.model.pool(pyramid, boxes, count, resolution)
             return [x.unflatten(0, boxes.shape[:2]) for x in head(pooled.flatten(0, 1), None)]
-        config, strides = self.model.config.pool, STRIDES[:4]
+        config, strides = self.model.config.pool, self.model.config.strides[:4]
         thresholds = level_thresholds(
             strides, config.canonical_size, config.canonical_level, config.level_epsilon, config.epsilon_inside_log
         )
@@ -147,6 +147,8 @@ class ExportGraph(nn.Module):
             config.sampling_ratio,
             config.aligned,
         )
+        if isinstance(self.model.backbone, ResNet):
+            pooled = self.model.backbone.on_rois(pooled)
         capacity = boxes.shape[0] * boxes.shape[1]
         whole = [x.new_zeros(capacity, *x.shape[1:]).index_put((rows,), x) for x in head(pooled, rows)]
         return [x.unflatten(0, boxes.shape[:2]) for x in whole]
@@ -158,13 +160,17 @@ class _BoxHead(nn.Module):
     def __init__(self, head: BoxHead, resolution: int) -> None:
         super().__init__()
         self.convs, self.fcs, self.classes, self.deltas = head.convs, head.fcs, head.classes, head.deltas
+        self.average = head.average
+        if head.average:  # of no order
+            return
         for layer in [*self.fcs[:1]] or [self.classes, self.deltas]:
             assert isinstance(layer, nn.Linear)
             cells = layer.weight.unflatten(1, (resolution, resolution, -1))  # [out, h, w, C]
             layer.weight = nn.Parameter(cells.permute(0, 3, 1, 2).flatten(1).contiguous(), requires_grad=False)
 
     def forward(self, features: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor]:
-        x = self.convs(features).flatten(1)
+        x = self.convs(features)
+        x = x.mean((2, 3)) if self.average else x.flatten(1)
         for layer in self.fcs:
             x = F.relu(layer(x))
         return self.classes(x), self.deltas(x).unflatten(1, (-1, 4))

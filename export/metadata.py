@@ -139,7 +139,7 @@ def signature(about: Metadata) -> tuple[Signature, Signature]:
     if about.masks == "full":
         outputs["masks"] = BOOL, (batch, capacity, None, None)
     elif about.masks == "roi":
-        cells = 2 * about.config.mask_head.resolution if about.config.mask_head else None
+        cells = about.config.mask_side
         outputs["masks"] = FLOAT, (batch, capacity, cells, cells)
     return inputs, outputs
 

@@ -45,14 +45,15 @@ def _conv_relu(
     residual: Tensor | None,
     stride: Sequence[int],
     padding: Sequence[int],
+    dilation: Sequence[int],
     groups: int,
 ) -> Tensor:
     if has_conv_relu(x.device, x.dtype) and torch.backends.cudnn.is_available():
-        geometry = (stride, padding, (1, 1), groups)
+        geometry = (stride, padding, dilation, groups)
         if residual is None:
             return torch.cudnn_convolution_relu(x, weight, bias, *geometry)
         return torch.cudnn_convolution_add_relu(x, weight, residual, 1.0, bias, *geometry)
-    out = torch.conv2d(x, weight, bias, stride, padding, 1, groups)
+    out = torch.conv2d(x, weight, bias, stride, padding, dilation, groups)
     return (out if residual is None else out.add_(residual)).relu_()
 
 
@@ -64,9 +65,10 @@ def _(
     residual: Tensor | None,
     stride: Sequence[int],
     padding: Sequence[int],
+    dilation: Sequence[int],
     groups: int,
 ) -> Tensor:
-    return torch.conv2d(x, weight, bias, stride, padding, 1, groups)
+    return torch.conv2d(x, weight, bias, stride, padding, dilation, groups)
 
 
 @register("trimask::add_bias")
@@ -114,6 +116,7 @@ def conv_relu(
     *,
     stride: tuple[int, int] = (1, 1),
     padding: tuple[int, int] = (0, 0),
+    dilation: tuple[int, int] = (1, 1),
     groups: int = 1,
 ) -> Tensor:
     """relu(conv(x) + bias + residual), without gradients.
@@ -123,7 +126,7 @@ def conv_relu(
         weight: [O, C / groups, h, w] in channels_last memory, and ``bias`` [O].
         residual: like the output, [B, O, H', W'] in channels_last memory.
     """
-    return _conv_relu(x, weight, bias, residual, stride, padding, groups)
+    return _conv_relu(x, weight, bias, residual, stride, padding, dilation, groups)
 
 
 def add_bias(x: Tensor, bias: Tensor, residual: Tensor | None = None, *, relu: bool = False) -> Tensor:

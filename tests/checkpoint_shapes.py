@@ -27,25 +27,34 @@ class Architecture:
     mask: bool = True
     agnostic: bool = False
     anchors: int = 3
+    trunk: str = "FPN"  # or "C4" or "DC5", without a pyramid
+    group_norms: bool = False
+
+    @property
+    def depths(self) -> tuple[int, ...]:
+        """Channels of the stages."""
+        return tuple(64 * 2**i * (4 if self.bottleneck else 1) for i in range(4))
 
 
-def _conv(found: dict[str, Shape], conv: str, shape: Shape, norm: str | None) -> None:
+def _conv(found: dict[str, Shape], conv: str, shape: Shape, norm: str | None, grouped: bool = False) -> None:
     """A convolution with a bias, or without one and a norm after it."""
     found[f"{conv}.weight"] = shape
     if norm is None:
         found[f"{conv}.bias"] = shape[:1]
-    else:
-        for leaf in ("weight", "bias", "running_mean", "running_var"):
-            found[f"{norm}.{leaf}"] = shape[:1]
+        return
+    for leaf in ("weight", "bias", *(() if grouped else ("running_mean", "running_var"))):
+        found[f"{norm}.{leaf}"] = shape[:1]
 
 
 def _trunk(found: dict[str, Shape], family: str, a: Architecture) -> None:
     prefix = {"torchvision": "backbone.body.", "mmdet": "backbone.", "detectron2": "backbone.bottom_up."}[family]
+    prefix = prefix if a.trunk == "FPN" else "backbone."
     d2 = family == "detectron2"
 
     def layer(block: str, k: int, shape: Shape) -> None:
         conv = f"{block}conv{k}"
-        _conv(found, conv, shape, f"{conv}.norm" if d2 else f"{block}bn{k}")
+        norm = f"{conv}.norm" if d2 else f"{block}{'gn' if a.group_norms else 'bn'}{k}"
+        _conv(found, conv, shape, norm, a.group_norms)
 
     layer(f"{prefix}stem." if d2 else prefix, 1, (64, 3, 7, 7))
     inputs = 64
@@ -54,7 +63,9 @@ def _trunk(found: dict[str, Shape], family: str, a: Architecture) -> None:
         width = planes * a.group_width * a.groups // 64
         outputs = planes * (4 if a.bottleneck else 1)
         for j in range(count):
-            block = f"{prefix}{f'res{i + 2}' if d2 else f'layer{i + 1}'}.{j}."
+            on_rois = "roi_heads." if d2 else "roi_head.shared_head."
+            block = on_rois if a.trunk == "C4" and i == 3 else prefix
+            block += f"{f'res{i + 2}' if d2 else f'layer{i + 1}'}.{j}."
             if a.bottleneck:
                 layer(block, 1, (width, inputs, 1, 1))
                 layer(block, 2, (width, width // a.groups, 3, 3))
@@ -64,7 +75,7 @@ def _trunk(found: dict[str, Shape], family: str, a: Architecture) -> None:
                 layer(block, 2, (outputs, outputs, 3, 3))
             if j == 0 and (i > 0 or inputs != outputs):
                 conv, norm = ("shortcut", "shortcut.norm") if d2 else ("downsample.0", "downsample.1")
-                _conv(found, block + conv, (outputs, inputs, 1, 1), block + norm)
+                _conv(found, block + conv, (outputs, inputs, 1, 1), block + norm, a.group_norms)
             inputs = outputs
 
 
@@ -72,19 +83,20 @@ def shapes(family: str, a: Architecture) -> dict[str, Shape]:
     """Names and shapes of a checkpoint of ``family`` ("torchvision", "detectron2" or "mmdet")."""
     found: dict[str, Shape] = {}
     _trunk(found, family, a)
-    c, first = a.channels, family == "torchvision"  # torchvision counts the background, first
+    first = family == "torchvision"  # which counts the background, first
+    c = {"FPN": a.channels, "C4": a.depths[2], "DC5": a.depths[3]}[a.trunk]
     deltas = 4 * (1 if a.agnostic else a.classes + first)
     masks = 1 if a.agnostic else a.classes + first
-    for i in range(4):
-        depth = 64 * 2**i * (4 if a.bottleneck else 1)
+    grouped = a.group_norms
+    for i, depth in enumerate(a.depths if a.trunk == "FPN" else ()):
         lateral, output, after = {
             "torchvision": (f"backbone.fpn.inner_blocks.{i}.0", f"backbone.fpn.layer_blocks.{i}.0", "1"),
             "detectron2": (f"backbone.fpn_lateral{i + 2}", f"backbone.fpn_output{i + 2}", "norm"),
-            "mmdet": (f"neck.lateral_convs.{i}.conv", f"neck.fpn_convs.{i}.conv", "bn"),
+            "mmdet": (f"neck.lateral_convs.{i}.conv", f"neck.fpn_convs.{i}.conv", "gn" if grouped else "bn"),
         }[family]
         for name, shape in ((lateral, (c, depth, 1, 1)), (output, (c, c, 3, 3))):
             base = name if family == "detectron2" else name.rpartition(".")[0]
-            _conv(found, name, shape, f"{base}.{after}" if a.modern else None)
+            _conv(found, name, shape, f"{base}.{after}" if a.modern or grouped else None, grouped)
     rpn, objectness, rpn_deltas = {
         "torchvision": ("rpn.head.conv.{}.0", "rpn.head.cls_logits", "rpn.head.bbox_pred"),
         "detectron2": (
@@ -99,42 +111,45 @@ def shapes(family: str, a: Architecture) -> dict[str, Shape]:
     _conv(found, objectness, (a.anchors, c, 1, 1), None)
     _conv(found, rpn_deltas, (4 * a.anchors, c, 1, 1), None)
     box = "roi_head.bbox_head" if family == "mmdet" else "roi_heads.box_head"
-    if a.modern:
+    if a.modern or grouped:
         for i in range(4):
             conv, norm = {
                 "torchvision": (f"{box}.{i}.0", f"{box}.{i}.1"),
                 "detectron2": (f"{box}.conv{i + 1}", f"{box}.conv{i + 1}.norm"),
-                "mmdet": (f"{box}.shared_convs.{i}.conv", f"{box}.shared_convs.{i}.bn"),
+                "mmdet": (f"{box}.shared_convs.{i}.conv", f"{box}.shared_convs.{i}.{'gn' if grouped else 'bn'}"),
             }[family]
-            _conv(found, conv, (c, c, 3, 3), norm)
+            _conv(found, conv, (c, c, 3, 3), norm, grouped)
     fcs = {
         "torchvision": [f"{box}.5"] if a.modern else [f"{box}.fc6", f"{box}.fc7"],
         "detectron2": [f"{box}.fc1", f"{box}.fc2"],
         "mmdet": [f"{box}.shared_fcs.0", f"{box}.shared_fcs.1"],
     }[family]
-    _conv(found, fcs[0], (a.width, c * 49), None)
-    if not a.modern:
-        _conv(found, fcs[1], (a.width, a.width), None)
+    width = a.depths[3] if a.trunk == "C4" else a.width  # of what the predictors take
+    if a.trunk != "C4":
+        _conv(found, fcs[0], (width, c * 49), None)
+        if not (a.modern or grouped):
+            _conv(found, fcs[1], (width, width), None)
     predictor = box if family == "mmdet" else "roi_heads.box_predictor"
     scores, boxes = ("fc_cls", "fc_reg") if family == "mmdet" else ("cls_score", "bbox_pred")
-    _conv(found, f"{predictor}.{scores}", (a.classes + 1, a.width), None)
-    _conv(found, f"{predictor}.{boxes}", (deltas, a.width), None)
+    _conv(found, f"{predictor}.{scores}", (a.classes + 1, width), None)
+    _conv(found, f"{predictor}.{boxes}", (deltas, width), None)
     if a.mask:
         mask = "roi_head.mask_head" if family == "mmdet" else "roi_heads.mask_head"
-        for i in range(4):
+        for i in range(4 if a.trunk != "C4" else 0):
             conv, norm = {
                 "torchvision": (f"{mask}.{i}.0", f"{mask}.{i}.1"),
                 "detectron2": (f"{mask}.mask_fcn{i + 1}", f"{mask}.mask_fcn{i + 1}.norm"),
-                "mmdet": (f"{mask}.convs.{i}.conv", f"{mask}.convs.{i}.bn"),
+                "mmdet": (f"{mask}.convs.{i}.conv", f"{mask}.convs.{i}.{'gn' if grouped else 'bn'}"),
             }[family]
-            _conv(found, conv, (c, c, 3, 3), norm if a.modern else None)
+            _conv(found, conv, (c, c, 3, 3), norm if a.modern or grouped else None, grouped)
         deconv, logits = {
             "torchvision": ("roi_heads.mask_predictor.conv5_mask", "roi_heads.mask_predictor.mask_fcn_logits"),
             "detectron2": (f"{mask}.deconv", f"{mask}.predictor"),
             "mmdet": (f"{mask}.upsample", f"{mask}.conv_logits"),
         }[family]
-        _conv(found, deconv, (c, c, 2, 2), None)
-        _conv(found, logits, (masks, c, 1, 1), None)
+        found[f"{deconv}.weight"] = (a.depths[3] if a.trunk == "C4" else c, a.channels, 2, 2)
+        found[f"{deconv}.bias"] = (a.channels,)
+        _conv(found, logits, (masks, a.channels, 1, 1), None)
     return found
 
 

@@ -72,6 +72,28 @@ VARIANTS = {
     "RoIPool": replace(SMALL, pool=PoolConfig(quantized=True)),
     "softmax masks": replace(SMALL, mask_head=replace(SMALL.mask_head, softmax=True)),
     "ResNeXt": replace(SMALL, backbone=ResNetConfig((1, 1, 1, 1), groups=32, group_width=4)),
+    "group norms": replace(
+        SMALL,
+        backbone=ResNetConfig((1, 1, 1, 1), bottleneck=False, norm_groups=8),
+        fpn=FPNConfig(channels=32, norm=True, norm_groups=8),
+        box_head=BoxHeadConfig(convs=2, conv_channels=32, fcs=(64,), norm=True, norm_groups=8),
+        mask_head=MaskHeadConfig(convs=(32, 32), deconv_channels=32, norm=True, norm_groups=8),
+    ),
+    "C4": replace(
+        SMALL,
+        input=replace(SMALL.input, size_divisible=1),
+        backbone=ResNetConfig((1, 1, 1, 1), bottleneck=False, last_on_rois=True),
+        fpn=None,
+        anchors=AnchorConfig(sizes=((16.0, 32.0, 64.0),), round=False, stride_from_size=False),
+        box_head=BoxHeadConfig(resolution=14, fcs=(), average=True),
+        mask_head=MaskHeadConfig(convs=(), deconv_channels=32),
+    ),
+    "DC5": replace(
+        SMALL,
+        backbone=ResNetConfig((1, 1, 1, 1), dilated=True),
+        fpn=None,
+        anchors=AnchorConfig(sizes=((16.0, 32.0, 64.0),), round=False, stride_from_size=False),
+    ),
 }
 
 

@@ -10,7 +10,11 @@ from trimask import MaskRCNNConfig
 from trimask.engine.model import presets
 from trimask.engine.model.config import AnchorConfig
 
-PRESETS = (presets.torchvision_v1, presets.torchvision_v2, presets.detectron2, presets.mmdet)
+PRESETS = (
+    *(presets.torchvision_v1, presets.torchvision_v2),
+    *(presets.detectron2, presets.detectron2_c4, presets.detectron2_dc5),
+    *(presets.mmdet, presets.mmdet_c4),
+)
 
 
 @pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS.keys())
@@ -56,5 +60,5 @@ def test_bad_json_is_named(text: str, complaint: str) -> None:
 
 
 def test_bad_anchors_are_named() -> None:
-    with pytest.raises(ValueError, match=r"anchors\.sizes: expected five levels"):
+    with pytest.raises(ValueError, match=r"anchors\.sizes: expected 5 level"):
         replace(SMALL, anchors=AnchorConfig(sizes=((8.0,), (16.0,))))

@@ -181,20 +181,22 @@ CELL = st.tuples(st.integers(0, 2), st.integers(0, 2), st.integers(1, 4), st.int
 @given(
     objects=st.lists(st.tuples(CELL, st.sampled_from([0, 0, 0, 1])), max_size=6),
     claims=st.lists(st.tuples(CELL, st.sampled_from([0.5, 0.7, 0.9])), min_size=1, max_size=6),
+    limit=st.sampled_from([1, 3, 100]),
 )
 @settings(max_examples=150, deadline=None)
-def test_pictures_are_matched_as_by_cocoeval(objects: list[Any], claims: list[Any]) -> None:
+def test_pictures_are_matched_as_by_cocoeval(objects: list[Any], claims: list[Any], limit: int) -> None:
     truth = truth_of(*(box for box, _ in objects))
     for annotation, (_, crowd) in zip(truth["annotations"], objects, strict=True):
         annotation["iscrowd"] = crowd
     found = [found_at(box, score=score)[0] for box, score in claims]
-    matches = evaluate(found, truth, **BOXES).worst[0]
+    matches = evaluate(found, truth, max_detections=limit, **BOXES).worst[0]
     index, peer, _ = tools()
     with contextlib.redirect_stdout(io.StringIO()):
         coco = index()
         coco.dataset = deepcopy(truth)
         coco.createIndex()
         run = peer(coco, coco.loadRes(deepcopy(found)), "bbox")
+        run.params.maxDets = [limit]
         run.evaluate()
     expected = run.evalImgs[0]  # of all areas; the first of its thresholds is .5
     by_claim = zip(expected["dtIds"], expected["dtMatches"][0], expected["dtIgnore"][0], strict=True)

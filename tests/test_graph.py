@@ -63,7 +63,7 @@ def test_no_variant_waits_for_a_gpu(
             ((2, capacity, 4), torch.float32),
             ((2, capacity), torch.float32),
             ((2, capacity), torch.int64),
-            ((2, capacity, 28, 28), dtype),
+            ((2, capacity, config.mask_side, config.mask_side), dtype),
             ((2,), torch.int64),
         ]
         if config.mask_head is None:

@@ -426,7 +426,7 @@ def test_crowds_are_neither_objects_nor_background(rng: torch.Generator) -> None
     targets = objects([(0, 0, 128, 96)])
     crowd = targets._replace(crowd=torch.tensor([[True]]))
     anchors = replace(SMALL.anchors, sizes=((8.0,), (8.0,), (8.0,), (8.0,), (8.0,)))  # none reaches out of it by much
-    model.rpn.anchors = Anchors(anchors)
+    model.rpn.anchors = Anchors(anchors, SMALL.strides)
     image = picture(targets)
     ignored = losses(model, image, SIZE, crowd, LossConfig(crowd_threshold=0.05))
     assert all(term == 0 for term in ignored.values())
@@ -567,6 +567,7 @@ def step_and_backward(config: MaskRCNNConfig, monkeypatch: pytest.MonkeyPatch) -
     """Loss and gradient of a CPU that is taken for a GPU. (Autograd has no queue for a GPU that is not there.)"""
     for module in ("trimming", "mask_targets"):
         monkeypatch.setattr(f"trimask.engine.model.{module}.may_trim", lambda device: False)
+    monkeypatch.setattr("trimask.engine.model.layers._trains_by_winograd", lambda x, weight: False)
     targets = objects([SQUARE, (5, 5, 40, 80)], [])
     model, image, sizes = small_model(config), picture(targets), SIZE.repeat(2, 1)
     with NoWaiting(torch.device("cpu")):

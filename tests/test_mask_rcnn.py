@@ -46,7 +46,7 @@ def test_every_variant_keeps_the_contract(config, rng: torch.Generator) -> None:
         assert (scores > 0).all()
         assert ((labels >= 0) & (labels < config.num_classes)).all()
         for mask in masks:
-            assert mask.shape == (len(boxes), 28, 28)
+            assert mask.shape == (len(boxes), config.mask_side, config.mask_side)
         rest = int(found.count[i])
         assert found.boxes[i, rest:].abs().sum() == found.scores[i, rest:].sum() == found.labels[i, rest:].sum() == 0
 
@@ -67,12 +67,22 @@ def test_folded_and_fused_equals_plain(config, rng: torch.Generator) -> None:
         assert_near(found, expected)
     for found, expected in zip(chain(*fused.rpn(pyramid)), chain(*plain.rpn(pyramid)), strict=True):
         assert_near(found, expected)
-    rois = torch.randn(9, 32, 14, 14, generator=rng)
-    for found, expected in zip(fused.box_head(rois[..., :7, :7]), plain.box_head(rois[..., :7, :7]), strict=True):
+    corners = torch.rand(2, 9, 2, generator=rng) * 60
+    boxes, count = torch.cat([corners, corners + 8 + corners.flip(2)], 2), torch.tensor([9, 7])
+
+    def rois(resolution: int) -> torch.Tensor:
+        found, expected = (model.pool(pyramid, boxes, count, resolution) for model in (fused, plain))
+        for features in (found, expected):
+            features[1, 7:] = 0  # what is not there
+        assert_near(found, expected)
+        return expected.flatten(0, 1)
+
+    features = rois(config.box_head.resolution)
+    for found, expected in zip(fused.box_head(features), plain.box_head(features), strict=True):
         assert_near(found, expected)
     if config.mask_head:
-        labels = torch.arange(9) % 3
-        assert_near(fused.mask_head(rois, labels), plain.mask_head(rois, labels))
+        features, labels = rois(config.mask_head.resolution), torch.arange(18) % 3
+        assert_near(fused.mask_head(features, labels), plain.mask_head(features, labels))
 
 
 def test_optimize_leaves_the_model_alone() -> None:

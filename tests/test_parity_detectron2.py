@@ -12,8 +12,10 @@ import torch
 import trimask
 from matching import Found, differences, of_result
 from models import golden_checkpoint
+from record_peers import KINDS, OPTIONS, PICTURES, detections, loaded, photograph, with_group_norms
 from trimask.benchmarks.networks import drawn, random_detectron2
 from trimask.benchmarks.peers import detectron2
+from trimask.engine.model import presets
 from trimask.engine.model.config import InputConfig
 from trimask.engine.pictures.preprocess import make_batch
 from trimask.engine.pictures.reading import read
@@ -40,12 +42,32 @@ def decode(found: dict[str, Any]) -> Found:
     return Found(np.array(found["boxes"]), np.array(found["scores"]), np.array(found["classes"]), np.array(masks, bool))
 
 
-@pytest.mark.parametrize("style", ["caffe", "pytorch", "ResNeXt"])
+@pytest.mark.parametrize("kind", KINDS["detectron2"])
+def test_every_detection_of_other_kinds(kind: str, tmp_path: Path) -> None:
+    """Without a pyramid, or with group norms; recorded on other pictures."""
+    pytest.importorskip("skimage")
+    pytest.importorskip("pycocotools")
+    predictor = trimask.Predictor(loaded("detectron2", kind, tmp_path), device="cpu")
+    for name in PICTURES:
+        expected = detections("detectron2", kind, name)
+        assert len(expected.scores) == OPTIONS["max_detections"]
+        assert expected.masks.any()
+        assert (
+            differences(of_result(predictor.predict(photograph(name))), expected, capacity=OPTIONS["max_detections"])
+            == []
+        )
+
+
+@pytest.mark.parametrize("style", ["caffe", "pytorch", "ResNeXt", "C4", "DC5", "group norms"])
 def test_the_installed_one_finds_the_same(style: str, shared_data: Path) -> None:
-    """Of random weights, in both styles of trunk, one by one and together."""
+    """Of random weights, in all kinds of trunk, one by one and together."""
     pytest.importorskip("detectron2")
     source = random_detectron2()
-    if style != "caffe":
+    if style in ("C4", "DC5"):
+        source = random_detectron2(preset=presets.detectron2_c4 if style == "C4" else presets.detectron2_dc5)
+    elif style == "group norms":
+        source = drawn(with_group_norms(source.config))
+    elif style != "caffe":
         groups = {"groups": 32, "group_width": 4} if style == "ResNeXt" else {}
         config = replace(source.config, backbone=replace(source.config.backbone, stride_in_1x1=False, **groups))
         source = drawn(replace(config, input=replace(config.input, std=InputConfig().std)))

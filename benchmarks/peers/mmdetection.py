@@ -19,15 +19,19 @@ from .likeness import depth, unlike_preset
 
 __all__ = ["detecting", "twin", "unlike"]
 
-_CONFIG = ".mim/configs/mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py"  # beside the package's code
+_CONFIGS = ".mim/configs"  # beside the package's code
+_FPN = "mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py"
+_C4 = "mask_rcnn/mask-rcnn_r50-caffe-c4_1x_coco.py"
+_GROUP_NORMS = "gn/mask-rcnn_r50_fpn_gn-all_2x_coco.py"
 
 
 def unlike(config: MaskRCNNConfig) -> str:
     """The parts of a config that MMDetection's models have otherwise, in words; "" where it can run the weights."""
-    parts, trunk = unlike_preset(config, presets.mmdet(config.class_names, config.category_ids)), config.backbone
-    if depth(trunk) is None:
+    preset = presets.mmdet_c4 if config.backbone.last_on_rois else presets.mmdet
+    parts = unlike_preset(config, preset(config.class_names, config.category_ids))
+    if depth(config.backbone) is None:
         parts.append("backbone")
-    if any(len(sizes) != 1 for sizes in config.anchors.sizes):
+    if config.fpn is not None and any(len(sizes) != 1 for sizes in config.anchors.sizes):
         parts.append("anchors")
     return ", ".join(parts)
 
@@ -41,16 +45,18 @@ def twin(source: MaskRCNN) -> torch.nn.Module:
     assert isinstance(trunk, ResNetConfig)
     optional("mmdet.utils").register_all_modules(init_default_scope=True)
     folder = Path(optional("mmdet").__file__).parent
-    settings = optional("mmengine.config").Config.fromfile(folder / _CONFIG)
+    file = _C4 if trunk.last_on_rois else _GROUP_NORMS if trunk.norm_groups else _FPN
+    settings = optional("mmengine.config").Config.fromfile(folder / _CONFIGS / file)
     model, limits = settings.model, config.detection
-    model.data_preprocessor.update(mean=list(config.input.mean), std=list(config.input.std))
+    model.data_preprocessor.update(mean=list(config.input.mean), std=list(config.input.std), bgr_to_rgb=True)
     model.backbone.update(depth=depth(trunk), style="caffe" if trunk.stride_in_1x1 else "pytorch")
     model.backbone.init_cfg = None
     if trunk.groups > 1:
         model.backbone.update(type="ResNeXt", groups=trunk.groups, base_width=trunk.group_width)
-    model.rpn_head.anchor_generator.update(
-        base_sizes=[size for (size,) in config.anchors.sizes], scales=[1.0], ratios=list(config.anchors.aspect_ratios)
-    )
+    anchors = model.rpn_head.anchor_generator
+    anchors.update(base_sizes=[1.0], scales=list(config.anchors.sizes[0]), ratios=list(config.anchors.aspect_ratios))
+    if config.fpn is not None:
+        anchors.update(base_sizes=[size for (size,) in config.anchors.sizes], scales=[1.0])
     model.roi_head.bbox_head.num_classes = model.roi_head.mask_head.num_classes = config.num_classes
     proposals, detections = model.test_cfg.rpn, model.test_cfg.rcnn
     proposals.update(nms_pre=config.rpn.pre_nms, max_per_img=config.rpn.post_nms)

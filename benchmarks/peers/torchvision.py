@@ -75,6 +75,7 @@ def twin(source: MaskRCNN, **options: Any) -> torch.nn.Module:
                 if isinstance(child, torch.nn.ReLU6) and not config.backbone.relu6:
                     setattr(module, name, torch.nn.ReLU(inplace=True))
         levels = {str(tap): str(i) for i, tap in enumerate(config.backbone.taps)}
+        assert config.fpn is not None
         channels = config.fpn.channels
         backbone = detection.backbone_utils.BackboneWithFPN(trunk, levels, [24, 32, 96, 320], channels)
         assert config.mask_head is not None

@@ -66,16 +66,16 @@ class Boxed(NamedTuple):
     """Detections without masks, and what those take.
 
     Attributes:
-        p2, p3, p4, p5: the pyramid.
+        p2, p3, p4, p5: the pyramid; the first alone where it has but one level.
         boxes: in the network's frame [B, D, 4].
         original_boxes, scores, labels, count: as in :class:`Detections`.
         original_sizes: int64 [B, 2].
     """
 
     p2: Tensor
-    p3: Tensor
-    p4: Tensor
-    p5: Tensor
+    p3: Tensor | None
+    p4: Tensor | None
+    p5: Tensor | None
     boxes: Tensor
     original_boxes: Tensor
     scores: Tensor
@@ -94,8 +94,8 @@ def infer_boxes(
 ) -> Boxed:
     """The network up to its boxes."""
     pyramid, boxes, found = graph.find_boxes(image, image_sizes, original_sizes, detection=detection, mark=mark)
-    p2, p3, p4, p5 = pyramid[:4]
-    return Boxed(p2, p3, p4, p5, boxes, found.boxes, found.scores, found.labels, found.count, original_sizes)
+    levels = *pyramid[:4], *[None] * (4 - len(pyramid))
+    return Boxed._make([*levels, boxes, found.boxes, found.scores, found.labels, found.count, original_sizes])
 
 
 def then_masks(
@@ -118,7 +118,8 @@ def _masks(
     )
     found = Detections(original, scores, labels, None, boxed.count)
     if graph.mask_head is not None:
-        found = found._replace(mask_logits=graph.find_masks(list(boxed[:4]), boxes, labels, boxed.count))
+        pyramid = [x for x in boxed[:4] if x is not None]
+        found = found._replace(mask_logits=graph.find_masks(pyramid, boxes, labels, boxed.count))
         mark("masks")
     return _with_runs(found, boxed.original_sizes, rule, capacity, mark)
 

@@ -11,6 +11,7 @@ from ...kernels.dispatch import use_triton
 from ...kernels.paste_rule import PasteRule
 from ..model.anchors import Anchors
 from ..model.backbone import BasicBlock, Bottleneck, ResNet
+from ..model.fpn import FPN
 from ..model.layers import ConvNorm
 from ..model.mask_rcnn import Detections, MaskRCNN
 from .layers import (
@@ -20,6 +21,7 @@ from .layers import (
     FusedConv,
     FusedLinear,
     FusedMaskHead,
+    InParts,
     PixelMaskHead,
     PooledConv,
     PredictedConv,
@@ -37,7 +39,7 @@ def _exact_copy(model: MaskRCNN) -> MaskRCNN:
     """A float32 copy in evaluation mode; the original is left as it is."""
     model = copy.deepcopy(model).eval().requires_grad_(False).float()
     # A model in half precision has rounded these too.
-    model.rpn.anchors = Anchors(model.config.anchors)
+    model.rpn.anchors = Anchors(model.config.anchors, model.config.strides)
     for values, exact in ((model.mean, model.config.input.mean), (model.std, model.config.input.std)):
         values.copy_(torch.tensor(exact).view(3, 1, 1))
     return model
@@ -53,7 +55,8 @@ def _replace_convolutions(model: MaskRCNN, made: Callable[[ConvNorm], nn.Module]
 
 def _fuse_for_triton(model: MaskRCNN, device: torch.device, dtype: torch.dtype) -> None:
     """What several layers share on a GPU."""
-    model.fpn.enlarge = Unchanged()
+    if isinstance(model.fpn, FPN) and all(isinstance(layer, BiasedConv) for layer in model.fpn.lateral):
+        model.fpn.enlarge = Unchanged()
     if model.mask_head is not None and not model.mask_head.softmax:
         model.mask_head = PixelMaskHead(model.mask_head, device, dtype)  # type: ignore[assignment]
     for block in model.backbone.modules():
@@ -79,10 +82,13 @@ def _fuse_for_onednn(model: MaskRCNN) -> None:
         model.mask_head = FusedMaskHead(model.mask_head)  # type: ignore[assignment]
     # Nobody else reads a coarser map once it is enlarged, nor a merged one once it is smoothed, nor, within a stage of
     # a ResNet, what a block begins with.
-    overwriting: list[nn.Module] = [*model.fpn.lateral, *model.fpn.output]
+    overwriting: list[nn.Module] = [*model.fpn.lateral, *model.fpn.output] if isinstance(model.fpn, FPN) else []
     if isinstance(model.backbone, ResNet):
         if isinstance(model.backbone.stem, FusedConv):
             model.backbone.stem, model.backbone.pool = PooledConv(model.backbone.stem), nn.Identity()
+        stages = model.backbone.stages
+        for i in range(model.backbone.on_picture, len(stages)):
+            stages[i] = InParts(stages[i])
         blocks = [block for block in model.backbone.modules() if isinstance(block, (BasicBlock, Bottleneck))]
         overwriting += [block.conv3 if isinstance(block, Bottleneck) else block.conv2 for block in blocks]
     for layer in overwriting:

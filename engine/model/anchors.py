@@ -1,10 +1,11 @@
 """Anchor boxes of the region proposal network."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from .config import AnchorConfig
-from .fpn import STRIDES
 
 __all__ = ["Anchors"]
 
@@ -18,8 +19,9 @@ class Anchors(nn.Module):
 
     cells: Tensor
 
-    def __init__(self, config: AnchorConfig) -> None:
+    def __init__(self, config: AnchorConfig, strides: Sequence[int]) -> None:
         super().__init__()
+        self.strides = tuple(strides)
         self.stride_from_size = config.stride_from_size
         ratios = torch.tensor(config.aspect_ratios, dtype=torch.float32).sqrt()
         cells = []
@@ -47,5 +49,5 @@ class Anchors(nn.Module):
     def stride(self, level: int, feature_size: tuple[int, int], padded_size: tuple[int, int]) -> tuple[int, int]:
         """Pixels of the padded picture (down, right) from a cell of a level to the next; see :meth:`grid`."""
         if not self.stride_from_size:
-            return STRIDES[level], STRIDES[level]
+            return self.strides[level], self.strides[level]
         return padded_size[0] // feature_size[0], padded_size[1] // feature_size[1]

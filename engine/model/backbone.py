@@ -1,4 +1,9 @@
-"""Trunks: ResNet, ResNeXt, MobileNetV2. Each gives four feature maps, at strides 4, 8, 16 and 32."""
+"""Trunks: ResNet, ResNeXt, MobileNetV2. Each gives a feature map for every stage that sees the picture.
+
+There are four, at strides 4, 8, 16 and 32, but for those ResNets that do without a feature pyramid.
+"""
+
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -24,12 +29,13 @@ MOBILENET_V2_BLOCKS = (
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut."""
 
-    def __init__(self, inputs: int, outputs: int, stride: int, eps: float) -> None:
+    def __init__(self, inputs: int, outputs: int, stride: int, dilation: int, config: ResNetConfig) -> None:
         super().__init__()
-        self.conv1 = ConvNorm(inputs, outputs, 3, stride=stride, norm_eps=eps, activation=relu())
-        self.conv2 = ConvNorm(outputs, outputs, 3, norm_eps=eps, activation=relu())
+        norm: Any = {"norm_eps": config.norm_eps, "norm_groups": config.norm_groups}
+        self.conv1 = ConvNorm(inputs, outputs, 3, stride=stride, dilation=dilation, **norm, activation=relu())
+        self.conv2 = ConvNorm(outputs, outputs, 3, dilation=dilation, **norm, activation=relu())
         plain = stride == 1 and inputs == outputs
-        self.shortcut = None if plain else ConvNorm(inputs, outputs, 1, stride=stride, norm_eps=eps)
+        self.shortcut = None if plain else ConvNorm(inputs, outputs, 1, stride=stride, **norm)
 
     def forward(self, x: Tensor) -> Tensor:
         residual = x if self.shortcut is None else self.shortcut(x)
@@ -39,15 +45,16 @@ class BasicBlock(nn.Module):
 class Bottleneck(nn.Module):
     """1x1, 3x3 and 1x1 convolutions and a shortcut; ``stride_in_1x1`` says which of the first two has the stride."""
 
-    def __init__(self, inputs: int, width: int, outputs: int, stride: int, config: ResNetConfig) -> None:
+    def __init__(self, inputs: int, width: int, outputs: int, stride: int, dilation: int, config: ResNetConfig) -> None:
         super().__init__()
-        eps = config.norm_eps
+        norm: Any = {"norm_eps": config.norm_eps, "norm_groups": config.norm_groups}
+        filters = {"dilation": dilation, "groups": config.groups}
         stride1, stride3 = (stride, 1) if config.stride_in_1x1 else (1, stride)
-        self.conv1 = ConvNorm(inputs, width, 1, stride=stride1, norm_eps=eps, activation=relu())
-        self.conv2 = ConvNorm(width, width, 3, stride=stride3, groups=config.groups, norm_eps=eps, activation=relu())
-        self.conv3 = ConvNorm(width, outputs, 1, norm_eps=eps, activation=relu())
+        self.conv1 = ConvNorm(inputs, width, 1, stride=stride1, **norm, activation=relu())
+        self.conv2 = ConvNorm(width, width, 3, stride=stride3, **filters, **norm, activation=relu())
+        self.conv3 = ConvNorm(width, outputs, 1, **norm, activation=relu())
         plain = stride == 1 and inputs == outputs
-        self.shortcut = None if plain else ConvNorm(inputs, outputs, 1, stride=stride, norm_eps=eps)
+        self.shortcut = None if plain else ConvNorm(inputs, outputs, 1, stride=stride, **norm)
 
     def forward(self, x: Tensor) -> Tensor:
         residual = x if self.shortcut is None else self.shortcut(x)
@@ -55,11 +62,12 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(nn.Module):
-    """ResNet or ResNeXt; ``channels`` are those of the four maps."""
+    """ResNet or ResNeXt; ``channels`` are those of the maps."""
 
     def __init__(self, config: ResNetConfig) -> None:
         super().__init__()
-        self.stem: nn.Module = ConvNorm(3, 64, 7, stride=2, norm_eps=config.norm_eps, activation=relu())
+        norm: Any = {"norm_eps": config.norm_eps, "norm_groups": config.norm_groups}
+        self.stem: nn.Module = ConvNorm(3, 64, 7, stride=2, **norm, activation=relu())
         self.pool: nn.Module = nn.MaxPool2d(3, 2, 1)
         self.stages = nn.ModuleList()
         self.channels: tuple[int, ...] = ()
@@ -68,25 +76,35 @@ class ResNet(nn.Module):
             planes = 64 * 2**i
             outputs = planes * EXPANSION if config.bottleneck else planes
             width = planes * config.group_width // 64 * config.groups
+            dilation = 2 if config.dilated and i == 3 else 1
             stage = nn.Sequential()
             for j in range(count):
-                stride = 2 if i > 0 and j == 0 else 1
+                stride = 2 if i > 0 and j == 0 and dilation == 1 else 1
                 stage.append(
-                    Bottleneck(inputs, width, outputs, stride, config)
+                    Bottleneck(inputs, width, outputs, stride, dilation, config)
                     if config.bottleneck
-                    else BasicBlock(inputs, outputs, stride, config.norm_eps)
+                    else BasicBlock(inputs, outputs, stride, dilation, config)
                 )
                 inputs = outputs
             self.stages.append(stage)
             self.channels += (outputs,)
+        self.roi_channels = self.channels[-1]  # of what `on_rois` gives
+        self.on_picture = 3 if config.last_on_rois else 4  # stages
+        self.channels = self.channels[: self.on_picture]
 
     def forward(self, x: Tensor) -> list[Tensor]:
         x = self.pool(self.stem(x))
         maps = []
-        for stage in self.stages:
+        for stage in self.stages[: self.on_picture]:
             x = stage(x)
             maps.append(x)
         return maps
+
+    def on_rois(self, features: Tensor) -> Tensor:
+        """What the stages that do not see the picture make of pooled features [N, C, 14, 14]: [N, 2C, 7, 7]."""
+        for stage in self.stages[self.on_picture :]:
+            features = stage(features)
+        return features
 
 
 class InvertedResidual(nn.Module):

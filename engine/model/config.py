@@ -12,7 +12,7 @@ import json
 import types
 import typing
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from ...kernels.paste_rule import PasteRule
 
@@ -75,7 +75,11 @@ class ResNetConfig:
         groups, group_width: of the 3x3 convolutions (ResNeXt-50-32x4d: 32 and 4; plain: 1 and 64).
         stride_in_1x1: a stage halves the resolution in its first 1x1 convolution (the original MSRA models, caffe
             style) rather than in the 3x3.
-        norm_eps: epsilon of the batch norms.
+        norm_eps: epsilon of the norms.
+        norm_groups: of group norms in the place of batch norms; 0 for none.
+        dilated: the last stage keeps the resolution, and spreads its 3x3 convolutions over every other pixel (DC5).
+        last_on_rois: the last stage sees what is pooled for a region rather than the picture (C4); both heads share
+            its weights.
     """
 
     blocks: tuple[int, int, int, int] = (3, 4, 6, 3)
@@ -84,6 +88,14 @@ class ResNetConfig:
     group_width: int = 64
     stride_in_1x1: bool = False
     norm_eps: float = 1e-5
+    norm_groups: int = 0
+    dilated: bool = False
+    last_on_rois: bool = False
+
+    @property
+    def stride(self) -> int:
+        """Pixels of the picture per pixel of the coarsest map."""
+        return 16 if self.dilated or self.last_on_rois else 32
 
 
 @dataclass(frozen=True)
@@ -101,6 +113,10 @@ class MobileNetV2Config:
     relu6: bool = True
     norm_eps: float = 1e-5
 
+    stride: ClassVar[int] = 32  # as of a ResNet
+    last_on_rois: ClassVar[bool] = False
+    norm_groups: ClassVar[int] = 0
+
 
 @dataclass(frozen=True)
 class FPNConfig:
@@ -109,6 +125,7 @@ class FPNConfig:
     channels: int = 256
     norm: bool = False
     norm_eps: float = 1e-5
+    norm_groups: int = 0
 
 
 @dataclass(frozen=True)
@@ -180,6 +197,9 @@ class BoxHeadConfig:
     """Box head: ``convs`` 3x3 convolutions, then the linear layers ``fcs`` by width, then the two predictors.
 
     The linear layer after pooling takes its input in (row, column, channel) order: that of channels_last memory.
+
+    Attributes:
+        average: the mean of each channel comes before the linear layers, in the place of all its pixels.
     """
 
     resolution: int = 7
@@ -188,7 +208,9 @@ class BoxHeadConfig:
     fcs: tuple[int, ...] = (1024, 1024)
     norm: bool = False
     norm_eps: float = 1e-5
+    norm_groups: int = 0
     class_agnostic: bool = False
+    average: bool = False
 
 
 @dataclass(frozen=True)
@@ -205,6 +227,7 @@ class MaskHeadConfig:
     deconv_channels: int = 256
     norm: bool = False
     norm_eps: float = 1e-5
+    norm_groups: int = 0
     class_agnostic: bool = False
     softmax: bool = False
 
@@ -228,7 +251,7 @@ class DetectionConfig:
 
 @dataclass(frozen=True)
 class MaskRCNNConfig:
-    """The whole model. ``mask_head=None`` makes it Faster R-CNN.
+    """The whole model. ``mask_head=None`` makes it Faster R-CNN, ``fpn=None`` one of the trunk's last map alone.
 
     Attributes:
         class_names: of the foreground classes, label 0 first.
@@ -239,7 +262,7 @@ class MaskRCNNConfig:
     category_ids: tuple[int, ...]
     input: InputConfig = InputConfig()
     backbone: ResNetConfig | MobileNetV2Config = field(default_factory=ResNetConfig)
-    fpn: FPNConfig = FPNConfig()
+    fpn: FPNConfig | None = FPNConfig()
     anchors: AnchorConfig = AnchorConfig()
     rpn: RPNConfig = RPNConfig()
     pool: PoolConfig = PoolConfig()
@@ -254,16 +277,35 @@ class MaskRCNNConfig:
                 "class_names and category_ids: expected one id for each of at least one class, "
                 f"got {len(self.class_names)} names and {len(self.category_ids)} ids"
             )
-        if len(self.anchors.sizes) != 5 or len({len(sizes) for sizes in self.anchors.sizes}) != 1:
+        per_level = [len(sizes) for sizes in self.anchors.sizes]
+        if len(per_level) != len(self.strides) or len(set(per_level)) != 1:
             raise ValueError(
-                "anchors.sizes: expected five levels with the same number of sizes each, "
-                f"got {[len(sizes) for sizes in self.anchors.sizes]}"
+                f"anchors.sizes: expected {len(self.strides)} level(s) with the same number of sizes each, "
+                f"got {per_level}"
+            )
+        if self.fpn is not None and self.backbone.stride != 32:
+            raise ValueError(
+                "fpn: expected None beside backbone.dilated and .last_on_rois, which leave no fourth level"
             )
 
     @property
     def num_classes(self) -> int:
         """Foreground classes."""
         return len(self.class_names)
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Pixels of the picture per pixel of each map that has anchors, finest first."""
+        if self.fpn is not None:
+            return 4, 8, 16, 32, 64
+        return (self.backbone.stride,)
+
+    @property
+    def mask_side(self) -> int | None:
+        """Of the masks that the mask head makes; None without one."""
+        if self.mask_head is None:
+            return None
+        return self.mask_head.resolution * (1 if self.backbone.last_on_rois else 2)
 
     def to_json(self) -> str:
         return json.dumps(_to_plain(self), indent=None, separators=(",", ":"))

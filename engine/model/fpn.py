@@ -1,6 +1,7 @@
-"""Feature pyramid network (Lin et al., 2017)."""
+"""Feature pyramid network (Lin et al., 2017), and what stands in its place where there is none."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -8,9 +9,7 @@ from torch import Tensor, nn
 from .config import FPNConfig
 from .layers import ConvNorm
 
-__all__ = ["FPN", "STRIDES"]
-
-STRIDES = (4, 8, 16, 32, 64)
+__all__ = ["FPN", "LastMap"]
 
 
 class Nearest(nn.Module):
@@ -21,13 +20,13 @@ class Nearest(nn.Module):
 
 
 class FPN(nn.Module):
-    """Four maps of any depth -> five of ``channels``, at :data:`STRIDES`; the fifth subsamples the fourth."""
+    """Four maps of any depth -> five of ``channels``; the fifth subsamples the fourth."""
 
     def __init__(self, inputs: Sequence[int], config: FPNConfig) -> None:
         super().__init__()
-        eps = config.norm_eps if config.norm else None
-        self.lateral = nn.ModuleList(ConvNorm(depth, config.channels, 1, norm_eps=eps) for depth in inputs)
-        self.output = nn.ModuleList(ConvNorm(config.channels, config.channels, 3, norm_eps=eps) for _ in inputs)
+        norm: Any = {"norm_eps": config.norm_eps if config.norm else None, "norm_groups": config.norm_groups}
+        self.lateral = nn.ModuleList(ConvNorm(depth, config.channels, 1, **norm) for depth in inputs)
+        self.output = nn.ModuleList(ConvNorm(config.channels, config.channels, 3, **norm) for _ in inputs)
         self.enlarge: nn.Module = Nearest()
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
@@ -37,3 +36,10 @@ class FPN(nn.Module):
             merged.append(lateral(x, above))
         pyramid = [output(x) for output, x in zip(self.output, reversed(merged), strict=True)]
         return [*pyramid, F.max_pool2d(pyramid[-1], 1, 2)]
+
+
+class LastMap(nn.Module):
+    """A trunk's coarsest map as a pyramid of one level."""
+
+    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        return [maps[-1]]

@@ -1,5 +1,7 @@
 """The box head and the mask head of Mask R-CNN, on RoI features."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -19,13 +21,14 @@ class BoxHead(nn.Module):
 
     def __init__(self, channels: int, num_classes: int, config: BoxHeadConfig) -> None:
         super().__init__()
-        eps = config.norm_eps if config.norm else None
+        norm: Any = {"norm_eps": config.norm_eps if config.norm else None, "norm_groups": config.norm_groups}
         self.convs = nn.Sequential()
         for _ in range(config.convs):
-            self.convs.append(ConvNorm(channels, config.conv_channels, 3, norm_eps=eps, activation=relu()))
+            self.convs.append(ConvNorm(channels, config.conv_channels, 3, **norm, activation=relu()))
             channels = config.conv_channels
+        self.average = config.average
         self.fcs = nn.ModuleList()
-        width = channels * config.resolution**2
+        width = channels if config.average else channels * config.resolution**2
         for outputs in config.fcs:
             self.fcs.append(nn.Linear(width, outputs))
             width = outputs
@@ -37,7 +40,8 @@ class BoxHead(nn.Module):
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Features [N, C, 7, 7], best in channels_last memory -> logits [N, K + 1] and deltas [N, K or 1, 4]."""
-        x = self.convs(features).permute(0, 2, 3, 1).flatten(1)  # no copy when channels_last
+        x = self.convs(features).permute(0, 2, 3, 1)
+        x = x.mean((1, 2)) if self.average else x.flatten(1)  # no copy when channels_last
         for layer in self.fcs:
             x = F.relu(layer(x), inplace=True)
         deltas = self.deltas(x)
@@ -56,11 +60,11 @@ class MaskHead(nn.Module):
 
     def __init__(self, channels: int, num_classes: int, config: MaskHeadConfig) -> None:
         super().__init__()
-        eps = config.norm_eps if config.norm else None
+        norm: Any = {"norm_eps": config.norm_eps if config.norm else None, "norm_groups": config.norm_groups}
         self.class_agnostic, self.softmax = config.class_agnostic, config.softmax
         self.convs = nn.Sequential()
         for outputs in config.convs:
-            self.convs.append(ConvNorm(channels, outputs, 3, norm_eps=eps, activation=relu()))
+            self.convs.append(ConvNorm(channels, outputs, 3, **norm, activation=relu()))
             channels = outputs
         self.deconv: nn.Module = RectifiedDeconv(channels, config.deconv_channels, 2, 2)
         masks = 1 if config.class_agnostic else num_classes
@@ -73,7 +77,9 @@ class MaskHead(nn.Module):
         if self.softmax:  # sigmoid(logit) = p of the class, against all that it competes with
             scores = self.logits(x).float()
             own = torch.arange(scores.shape[1], device=labels.device) == chosen[:, None]  # [N, K + 1]
-            rest = scores.masked_fill(own[..., None, None], -torch.inf).logsumexp(1)
+            rest = scores.masked_fill(own[..., None, None], -torch.inf)
+            top = rest.amax(1, keepdim=True)  # torch's logsumexp cannot be exported for as many RoIs as there are
+            rest = (rest - top).exp().sum(1).log() + top[:, 0]
             return (_channels(scores, chosen) - rest).to(x.dtype)
         weight = self.logits.weight.flatten(1)[chosen]  # [N, C]
         bias = self.logits.bias[chosen]  # type: ignore[index]

@@ -56,7 +56,7 @@ def relu() -> nn.Module:
 
 
 class ConvNorm(nn.Module):
-    """Convolution, then whatever of these there is: batch norm, the sum with a residual, an activation.
+    """Convolution, then whatever of these there is: batch or group norm, the sum with a residual, an activation.
 
     Everything between two convolutions lives here, so that inference can fold and fuse it in one place.
     "Same" padding for odd kernels; a bias exactly where there is no norm.
@@ -69,19 +69,26 @@ class ConvNorm(nn.Module):
         kernel: int,
         *,
         stride: int = 1,
+        dilation: int = 1,
         groups: int = 1,
         norm_eps: float | None = None,
+        norm_groups: int = 0,
         activation: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=norm_eps is None)
-        self.norm = None if norm_eps is None else nn.BatchNorm2d(outputs, norm_eps)
+        padding = dilation * (kernel // 2)
+        self.conv = nn.Conv2d(inputs, outputs, kernel, stride, padding, dilation, groups, bias=norm_eps is None)
+        self.norm: nn.BatchNorm2d | nn.GroupNorm | None = None
+        if norm_eps is not None:
+            self.norm = (
+                nn.GroupNorm(norm_groups, outputs, norm_eps) if norm_groups else nn.BatchNorm2d(outputs, norm_eps)
+            )
         self.activation = activation
         self._affine: _Affine | None = None
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        if self.norm is not None and not self.norm.training and torch.is_grad_enabled():
-            x = self._convolve(x, *self._scaled())
+        if isinstance(self.norm, nn.BatchNorm2d) and not self.norm.training and torch.is_grad_enabled():
+            x = self._convolve(x, *self._scaled(self.norm))
         else:
             x = self._convolve(x, self.conv.weight, self.conv.bias)
             if self.norm is not None:
@@ -90,14 +97,13 @@ class ConvNorm(nn.Module):
             x = x + residual
         return x if self.activation is None else self.activation(x)
 
-    def _scaled(self) -> tuple[Tensor, Tensor]:
+    def _scaled(self, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
         """Weight and bias of a convolution that is also a norm with frozen statistics, for training.
 
         The norm would pass over the whole map, and its backward again; the weights are few. Its own weight and bias
         learn all the same, where they are to.
         """
-        assert self.norm is not None
-        affine = _Affine.of(self.norm, self._affine)
+        affine = _Affine.of(norm, self._affine)
         self._affine = affine if affine.versions else None
         return self.conv.weight * affine.scale[:, None, None, None], affine.shift
 
@@ -119,7 +125,7 @@ class ConvNorm(nn.Module):
 
     @torch.no_grad()
     def folded(self) -> nn.Conv2d:
-        """One convolution with a bias that equals convolution and norm in evaluation mode.
+        """One convolution with a bias that equals convolution and batch norm, if there is one, in evaluation mode.
 
         Folded in float64, so that the only rounding is the last one.
         """
@@ -130,7 +136,8 @@ class ConvNorm(nn.Module):
             old.kernel_size,  # type: ignore[arg-type]
             old.stride,  # type: ignore[arg-type]
             old.padding,  # type: ignore[arg-type]
-            groups=old.groups,
+            old.dilation,  # type: ignore[arg-type]
+            old.groups,
             device=old.weight.device,
             dtype=old.weight.dtype,
         )
@@ -138,6 +145,7 @@ class ConvNorm(nn.Module):
         weight = old.weight.double()
         bias = torch.zeros_like(weight[:, 0, 0, 0]) if old.bias is None else old.bias.double()
         if self.norm is not None:
+            assert isinstance(self.norm, nn.BatchNorm2d)
             assert self.norm.running_mean is not None
             assert self.norm.running_var is not None
             scale = self.norm.weight.double() * (self.norm.running_var.double() + self.norm.eps).rsqrt()

@@ -240,7 +240,8 @@ def _mask_loss(model: MaskRCNN, pyramid: list[Tensor], rois: _RoIs, targets: Tar
     """The sum over the RoIs."""
     assert model.mask_head is not None
     assert model.config.mask_head is not None
-    side = 2 * model.config.mask_head.resolution
+    side = model.config.mask_side
+    assert side is not None
     pooled = model.pool(pyramid, rois.boxes, rois.there.sum(1), model.config.mask_head.resolution)  # [B, F, C, 14, 14]
     if targets.masks is not None:
         truth = from_masks(

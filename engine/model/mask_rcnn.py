@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from . import boxes as B
-from .backbone import build_backbone
+from .backbone import ResNet, build_backbone
 from .config import DetectionConfig, MaskRCNNConfig
-from .fpn import FPN
+from .fpn import FPN, LastMap
 from .heads import BoxHead, MaskHead, select_detections
 from .pooling import pool
 from .rpn import RPN
@@ -51,10 +51,12 @@ class MaskRCNN(nn.Module):
     def __init__(self, config: MaskRCNNConfig) -> None:
         super().__init__()
         self.config = config
-        channels = config.fpn.channels
         self.backbone = build_backbone(config.backbone)
-        self.fpn = FPN(self.backbone.channels, config.fpn)
-        self.rpn = RPN(channels, config.rpn, config.anchors)
+        self.fpn = FPN(self.backbone.channels, config.fpn) if config.fpn else LastMap()
+        channels = config.fpn.channels if config.fpn else self.backbone.channels[-1]
+        self.rpn = RPN(channels, config.rpn, config.anchors, config.strides)
+        if isinstance(self.backbone, ResNet) and config.backbone.last_on_rois:
+            channels = self.backbone.roi_channels
         self.box_head = BoxHead(channels, config.num_classes, config.box_head)
         self.mask_head = MaskHead(channels, config.num_classes, config.mask_head) if config.mask_head else None
         for name, values in (("mean", config.input.mean), ("std", config.input.std)):
@@ -73,7 +75,7 @@ class MaskRCNN(nn.Module):
         """Detect on a batch.
 
         Args:
-            image: float32 RGB in 0..255, [B, 3, H, W]; height and width are multiples of 32.
+            image: float32 RGB in 0..255, [B, 3, H, W]; with a feature pyramid, height and width are multiples of 32.
             image_sizes: int64 [B, 2], the valid (height, width) of each; what lies beyond is ignored.
             original_sizes: int64 [B, 2], (height, width) of the pictures before they were resized.
             detection: other thresholds than the config's.
@@ -135,8 +137,15 @@ class MaskRCNN(nn.Module):
         return x.to(self.box_head.classes.weight.dtype)
 
     def pool(self, pyramid: list[Tensor], rois: Tensor, count: Tensor, resolution: int) -> Tensor:
-        """RoI features of ``rois`` [B, R, 4] from the four finest levels -> [B, R, C, resolution, resolution]."""
-        return pool(pyramid[:4], rois, count, resolution, self.config.pool)
+        """RoI features of ``rois`` [B, R, 4] from the four finest levels -> [B, R, C, resolution, resolution].
+
+        Where a stage of the trunk sees them, it has twice the channels and half the resolution.
+        """
+        pooled = pool(pyramid[:4], self.config.strides[:4], rois, count, resolution, self.config.pool)
+        if not self.config.backbone.last_on_rois:
+            return pooled
+        assert isinstance(self.backbone, ResNet)
+        return self.backbone.on_rois(pooled.flatten(0, 1)).unflatten(0, rois.shape[:2])
 
 
 def to_original(

@@ -9,16 +9,18 @@ from ...kernels import pyramid_roi_align, roi_pool
 from ...kernels.roi_pooling import level_thresholds
 from . import boxes as B
 from .config import PoolConfig
-from .fpn import STRIDES
 
 __all__ = ["pool"]
 
 
-def pool(maps: Sequence[Tensor], rois: Tensor, count: Tensor, resolution: int, config: PoolConfig) -> Tensor:
+def pool(
+    maps: Sequence[Tensor], strides: Sequence[int], rois: Tensor, count: Tensor, resolution: int, config: PoolConfig
+) -> Tensor:
     """Pool every RoI from the map that fits its size.
 
     Args:
         maps: [B, C, H, W] each, finest first.
+        strides: pixels of the picture per pixel of each.
         rois: [B, R, 4], in pixels of the picture.
         count: int64 [B], how many RoIs of a picture are there.
         resolution: bins along each axis.
@@ -27,12 +29,11 @@ def pool(maps: Sequence[Tensor], rois: Tensor, count: Tensor, resolution: int, c
     Returns:
         [B, R, C, resolution, resolution], zeros beyond the count.
     """
-    strides = STRIDES[: len(maps)]
     if config.quantized:
         thresholds = level_thresholds(
             strides, config.canonical_size, config.canonical_level, config.level_epsilon, config.epsilon_inside_log
         )
-        return _roi_pool(maps, rois, count, resolution, thresholds)
+        return _roi_pool(maps, strides, rois, count, resolution, thresholds)
     return pyramid_roi_align(
         maps,
         rois,
@@ -50,7 +51,12 @@ def pool(maps: Sequence[Tensor], rois: Tensor, count: Tensor, resolution: int, c
 
 
 def _roi_pool(
-    maps: Sequence[Tensor], rois: Tensor, count: Tensor, resolution: int, thresholds: Sequence[float]
+    maps: Sequence[Tensor],
+    strides: Sequence[int],
+    rois: Tensor,
+    count: Tensor,
+    resolution: int,
+    thresholds: Sequence[float],
 ) -> Tensor:
     """RoIPool of every RoI on every map, to zeros on all but its own: shapes do not depend on who belongs where."""
     batch, rows = rois.shape[:2]
@@ -58,7 +64,7 @@ def _roi_pool(
     there = torch.arange(rows, device=rois.device) < count[:, None]
     side = B.area(rois).clamp(min=0).sqrt()
     total: Tensor | None = None
-    for x, stride, low, high in zip(maps, STRIDES, thresholds, [*thresholds[1:], torch.inf], strict=False):
+    for x, stride, low, high in zip(maps, strides, thresholds, [*thresholds[1:], torch.inf], strict=True):
         own = there & (side >= low) & (side < high)
         boxes = torch.where(own[..., None], rois, torch.nan)  # one that is not finite gives zeros
         picks = torch.cat([image[..., None], boxes], -1).flatten(0, 1)  # [B * R, 5]

@@ -22,7 +22,16 @@ from .config import (
     RPNConfig,
 )
 
-__all__ = ["detectron2", "mmdet", "mobilenet", "torchvision_v1", "torchvision_v2"]
+__all__ = [
+    "detectron2",
+    "detectron2_c4",
+    "detectron2_dc5",
+    "mmdet",
+    "mmdet_c4",
+    "mobilenet",
+    "torchvision_v1",
+    "torchvision_v2",
+]
 
 
 def torchvision_v1(class_names: tuple[str, ...], category_ids: tuple[int, ...]) -> MaskRCNNConfig:
@@ -78,6 +87,17 @@ def detectron2(class_names: tuple[str, ...], category_ids: tuple[int, ...]) -> M
     )
 
 
+def detectron2_c4(class_names: tuple[str, ...], category_ids: tuple[int, ...]) -> MaskRCNNConfig:
+    """Detectron2's C4 baselines: RoIs are pooled from the map of stride 16, and the trunk's last stage sees those."""
+    return _c4(detectron2(class_names, category_ids), size_divisible=1)
+
+
+def detectron2_dc5(class_names: tuple[str, ...], category_ids: tuple[int, ...]) -> MaskRCNNConfig:
+    """Detectron2's DC5 baselines: the trunk's last stage is dilated, and its map of stride 16 the only one."""
+    config = detectron2(class_names, category_ids)
+    return _of_one_map(config, ResNetConfig(stride_in_1x1=True, dilated=True), size_divisible=1)
+
+
 def mmdet(class_names: tuple[str, ...], category_ids: tuple[int, ...]) -> MaskRCNNConfig:
     """MMDetection's Mask R-CNN, pytorch style: OpenCV resize, stride in the 3x3 convolution, ImageNet statistics."""
     base = detectron2(class_names, category_ids)
@@ -86,4 +106,30 @@ def mmdet(class_names: tuple[str, ...], category_ids: tuple[int, ...]) -> MaskRC
         input=InputConfig(resize=ResizeConfig(quantize=True, round_half_up=True)),
         backbone=ResNetConfig(),
         pool=replace(base.pool, level_epsilon=1e-6),
+    )
+
+
+def mmdet_c4(class_names: tuple[str, ...], category_ids: tuple[int, ...]) -> MaskRCNNConfig:
+    """MMDetection's C4 models, caffe style: BGR input without a deviation, stride in the 1x1 convolution."""
+    config = mmdet(class_names, category_ids)
+    return _c4(replace(config, input=replace(config.input, std=(1.0, 1.0, 1.0))), config.input.size_divisible)
+
+
+def _c4(config: MaskRCNNConfig, size_divisible: int) -> MaskRCNNConfig:
+    return replace(
+        _of_one_map(config, ResNetConfig(stride_in_1x1=True, last_on_rois=True), size_divisible),
+        box_head=BoxHeadConfig(resolution=14, fcs=(), average=True),
+        mask_head=MaskHeadConfig(convs=()),
+    )
+
+
+def _of_one_map(config: MaskRCNNConfig, trunk: ResNetConfig, size_divisible: int) -> MaskRCNNConfig:
+    """Without a feature pyramid: all sizes of anchors on one map, and so more that may become proposals."""
+    return replace(
+        config,
+        input=replace(config.input, size_divisible=size_divisible),
+        backbone=trunk,
+        fpn=None,
+        anchors=replace(config.anchors, sizes=(tuple(size for (size,) in config.anchors.sizes),)),
+        rpn=replace(config.rpn, pre_nms=6000),
     )

@@ -1,4 +1,4 @@
-"""Region proposal network (Ren et al., 2015) on a feature pyramid."""
+"""Region proposal network (Ren et al., 2015) on the levels of a feature pyramid."""
 
 from collections.abc import Sequence
 
@@ -19,10 +19,10 @@ BOX_WEIGHTS = (1.0, 1.0)
 class RPN(nn.Module):
     """The head that scores and moves anchors, and the choice of proposals."""
 
-    def __init__(self, channels: int, config: RPNConfig, anchors: AnchorConfig) -> None:
+    def __init__(self, channels: int, config: RPNConfig, anchors: AnchorConfig, strides: Sequence[int]) -> None:
         super().__init__()
         self.config = config
-        self.anchors = Anchors(anchors)
+        self.anchors = Anchors(anchors, strides)
         self.convs = nn.Sequential(*[ConvNorm(channels, channels, 3, activation=relu()) for _ in range(config.convs)])
         self.objectness = nn.Conv2d(channels, anchors.per_cell, 1)
         self.deltas = nn.Conv2d(channels, 4 * anchors.per_cell, 1)

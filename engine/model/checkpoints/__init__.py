@@ -96,7 +96,7 @@ def load_model(path: str | Path, **options: Any) -> MaskRCNN:
 
 def load_model_or_trunk(path: str | Path, **options: Any) -> MaskRCNN | Trunk:
     """As :func:`load_model`, but of an ImageNet classifier the trunk, which has no use for the options."""
-    given, file = Options.of(options), locate(path)
+    given, file = _options(path, options), locate(path)
     contents = read(file)
     with native.naming(file):
         trunk = trunk_of(contents)
@@ -143,8 +143,14 @@ def locate(name: str | Path) -> Path:
 
 
 def _open(name: str | Path, given: dict[str, Any], hashed: bool = True) -> tuple[MaskRCNN, Report]:
-    options, path = Options.of(given), locate(name)
+    options, path = _options(name, given), locate(name)
     return _built(path, read(path), options, hashed)
+
+
+def _options(name: str | Path, given: dict[str, Any]) -> Options:
+    """What a caller gives, and what a published checkpoint of this name needs besides."""
+    published = None if Path(name).is_file() else PUBLISHED.get(str(name))
+    return Options.of({**(published.options if published else {}), **given})
 
 
 def _built(path: Path, contents: Contents, options: Options, hashed: bool) -> tuple[MaskRCNN, Report]:

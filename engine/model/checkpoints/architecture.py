@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 
 from ..backbone import MOBILENET_V2_BLOCKS
-from ..config import BoxHeadConfig, MaskHeadConfig, MaskRCNNConfig, MobileNetV2Config, ResNetConfig
+from ..config import BoxHeadConfig, FPNConfig, MaskHeadConfig, MaskRCNNConfig, MobileNetV2Config, ResNetConfig
 
 __all__ = ["Shapes", "count_classes", "describe", "infer", "infer_resnet"]
 
@@ -16,6 +16,8 @@ DEPTHS = {  # blocks per stage of the ResNets that there are; the key says wheth
     False: {"18": (2, 2, 2, 2), "34": (3, 4, 6, 3)},
     True: {"50": (3, 4, 6, 3), "101": (3, 4, 23, 3), "152": (3, 8, 36, 3)},
 }
+
+NORM_GROUPS = 32  # wherever group norms are published; shapes do not say
 
 
 class Shapes:
@@ -43,6 +45,11 @@ class Shapes:
         regex = re.compile(re.escape(pattern).replace(r"\{\}", r"(\d+)"))
         return 1 + max((int(match[1]) for match in map(regex.fullmatch, self.shapes) if match), default=-1)
 
+    def norm_groups(self, part: str) -> int:
+        """Of the norms of a part of the model, which are batch norms, and have none, where one has statistics."""
+        leaves = {name.rpartition(".norm.")[2] for name in self.shapes if re.match(rf"{part}\..*\.norm\.", name)}
+        return NORM_GROUPS if leaves and "running_var" not in leaves else 0
+
 
 def count_classes(shapes: Shapes) -> int:
     """Foreground classes."""
@@ -55,18 +62,25 @@ def infer(base: MaskRCNNConfig, shapes: Shapes) -> MaskRCNNConfig:
     Raises:
         ValueError: for a tensor without which nothing can be said, or a trunk that is not among ours.
     """
-    channels = shapes["fpn.lateral.0.conv.weight"][0]
-    laterals = shapes.count("fpn.lateral.{}.conv.weight")
-    if laterals != 4:
-        raise ValueError(f"expected a feature pyramid on four maps, got one on {laterals}")
+    fpn = None if base.fpn is None else _fpn(base.fpn, shapes)
+    channels = fpn.channels if fpn else shapes["rpn.objectness.weight"][1]
     return replace(
         base,
         backbone=_backbone(base, shapes),
-        fpn=replace(base.fpn, channels=channels, norm="fpn.lateral.0.norm.weight" in shapes),
+        fpn=fpn,
         rpn=replace(base.rpn, convs=shapes.count("rpn.convs.{}.conv.weight")),
         box_head=_box_head(base.box_head, shapes, channels, base.num_classes),
         mask_head=_mask_head(base.mask_head or MaskHeadConfig(), shapes, base.num_classes),
     )
+
+
+def _fpn(base: FPNConfig, shapes: Shapes) -> FPNConfig:
+    channels = shapes["fpn.lateral.0.conv.weight"][0]
+    laterals = shapes.count("fpn.lateral.{}.conv.weight")
+    if laterals != 4:
+        raise ValueError(f"expected a feature pyramid on four maps, got one on {laterals}")
+    norm = "fpn.lateral.0.norm.weight" in shapes
+    return replace(base, channels=channels, norm=norm, norm_groups=shapes.norm_groups("fpn"))
 
 
 def _backbone(base: MaskRCNNConfig, shapes: Shapes) -> ResNetConfig | MobileNetV2Config:
@@ -90,7 +104,14 @@ def infer_resnet(base: ResNetConfig, shapes: Shapes) -> ResNetConfig:
     if bottleneck:
         width, group_width = shapes["backbone.stages.0.0.conv2.conv.weight"][:2]
         groups = width // group_width
-    return replace(base, blocks=fits[0], bottleneck=bottleneck, groups=groups, group_width=group_width)
+    return replace(
+        base,
+        blocks=fits[0],
+        bottleneck=bottleneck,
+        groups=groups,
+        group_width=group_width,
+        norm_groups=shapes.norm_groups("backbone"),
+    )
 
 
 def _mobilenet_tap(width: int) -> int:
@@ -104,15 +125,16 @@ def _mobilenet_tap(width: int) -> int:
 def _box_head(base: BoxHeadConfig, shapes: Shapes, channels: int, classes: int) -> BoxHeadConfig:
     convs = shapes.count("box_head.convs.{}.conv.weight")
     width = shapes["box_head.convs.0.conv.weight"][0] if convs else channels
-    cells = shapes["box_head.fcs.0.weight"][1] // width
     fcs = tuple(shapes[f"box_head.fcs.{i}.weight"][0] for i in range(shapes.count("box_head.fcs.{}.weight")))
+    resolution = base.resolution if base.average else math.isqrt(shapes["box_head.fcs.0.weight"][1] // width)
     return replace(
         base,
-        resolution=math.isqrt(cells),
+        resolution=resolution,
         convs=convs,
         conv_channels=width if convs else base.conv_channels,
         fcs=fcs,
         norm="box_head.convs.0.norm.weight" in shapes,
+        norm_groups=shapes.norm_groups("box_head"),
         class_agnostic=classes > 1 and shapes["box_head.deltas.weight"][0] == 4,
     )
 
@@ -126,19 +148,25 @@ def _mask_head(base: MaskHeadConfig, shapes: Shapes, classes: int) -> MaskHeadCo
         convs=tuple(shapes[f"mask_head.convs.{i}.conv.weight"][0] for i in range(convs)),
         deconv_channels=shapes["mask_head.deconv.weight"][1],
         norm="mask_head.convs.0.norm.weight" in shapes,
+        norm_groups=shapes.norm_groups("mask_head"),
         class_agnostic=classes > 1 and shapes["mask_head.logits.weight"][0] == 1,
     )
 
 
 def describe(config: MaskRCNNConfig) -> str:
     """A line such as ``Mask R-CNN, ResNet-50 FPN, 80 classes``."""
-    trunk = "MobileNetV2"
+    trunk, grouped = "MobileNetV2", False
     if isinstance(config.backbone, ResNetConfig):
         depths = DEPTHS[config.backbone.bottleneck]
         depth = next((name for name, blocks in depths.items() if blocks == config.backbone.blocks), "?")
         groups, width = config.backbone.groups, config.backbone.group_width
         trunk = f"ResNet-{depth}" if groups == 1 else f"ResNeXt-{depth}-{groups}x{width}d"
         trunk += "" if groups > 1 or width == 64 else f" (width {width})"
+        trunk += " C4" if config.backbone.last_on_rois else " DC5" if config.backbone.dilated else ""
+        norms = (config.backbone, config.fpn, config.box_head, config.mask_head)
+        grouped = any(part is not None and part.norm_groups for part in norms)
+    trunk += " FPN" if config.fpn else ""
+    trunk += " with group norms" if grouped else ""
     kind = "Mask R-CNN" if config.mask_head else "Faster R-CNN"
     plural = "es" if config.num_classes > 1 else ""
-    return f"{kind}, {trunk} FPN, {config.num_classes} class{plural}"
+    return f"{kind}, {trunk}, {config.num_classes} class{plural}"

@@ -1,7 +1,8 @@
-"""Detectron2's R-CNNs with a feature pyramid: the model zoo's ``.pkl`` files and the ``.pth`` files of training.
+"""Detectron2's R-CNNs, FPN, C4 and DC5: the model zoo's ``.pkl`` files and the ``.pth`` files of training.
 
 The classes end with the background. The published ResNets take BGR input that is not divided by a deviation and have
-the stride of a bottleneck in its first convolution (MSRA's models); ResNeXt divides, and has it in the 3x3.
+the stride of a bottleneck in its first convolution (MSRA's models); those with group norms have it in the 3x3, and
+ResNeXt, which also divides.
 """
 
 import math
@@ -16,24 +17,39 @@ from .family import COUNTERS, Conventions, Family
 from .mapping import Layout, Rule, conv_norm
 from .options import Options
 
-__all__ = ["DETECTRON2"]
+__all__ = ["DETECTRON2", "GROUP_NORMS", "with_style"]
 
-TRUNK = "backbone.bottom_up"
 HEAD = "proposal_generator.rpn_head"
 MASK = "roi_heads.mask_head"
 CELLS = "proposal_generator.anchor_generator.cell_anchors"
 
+# What Facebook's trunk with group norms expects, from which both Detectron2 and MMDetection start.
+GROUP_NORMS = "input is taken to be BGR without a deviation, as of the trunk with group norms; else give a style"
+
 
 def _layout(names: Iterable[str]) -> Layout:
-    return Layout(rpn_convs=1 if f"{HEAD}.conv.weight" in names else 2)
+    names = set(names)
+    return Layout(
+        pyramid=not any(name.startswith("backbone.stem.") for name in names),
+        last_on_rois=any(name.startswith("roi_heads.res5.") for name in names),
+        rpn_convs=1 if f"{HEAD}.conv.weight" in names else 2,
+    )
+
+
+def _stage_rules(number: str, prefix: str) -> tuple[Rule, ...]:
+    ours, theirs = f"backbone.stages.{number}.{{j}}", f"{prefix}.{{j}}"
+    return (
+        *conv_norm(f"{ours}.conv{{k}}", f"{theirs}.conv{{k}}", f"{theirs}.conv{{k}}.norm"),
+        *conv_norm(f"{ours}.shortcut", f"{theirs}.shortcut", f"{theirs}.shortcut.norm"),
+    )
 
 
 def _rules(layout: Layout) -> list[Rule]:
-    block = f"{TRUNK}.res{{i+2}}.{{j}}"
+    trunk = _trunk(layout)
     return [
-        *conv_norm("backbone.stem", f"{TRUNK}.stem.conv1", f"{TRUNK}.stem.conv1.norm"),
-        *conv_norm("backbone.stages.{i}.{j}.conv{k}", f"{block}.conv{{k}}", f"{block}.conv{{k}}.norm"),
-        *conv_norm("backbone.stages.{i}.{j}.shortcut", f"{block}.shortcut", f"{block}.shortcut.norm"),
+        *conv_norm("backbone.stem", f"{trunk}.stem.conv1", f"{trunk}.stem.conv1.norm"),
+        *(_stage_rules("3", "roi_heads.res5") if layout.last_on_rois else ()),
+        *_stage_rules("{i}", f"{trunk}.res{{i+2}}"),
         *conv_norm("fpn.lateral.{i}", "backbone.fpn_lateral{i+2}", "backbone.fpn_lateral{i+2}.norm"),
         *conv_norm("fpn.output.{i}", "backbone.fpn_output{i+2}", "backbone.fpn_output{i+2}.norm"),
         Rule("rpn.convs.0.conv", f"{HEAD}.conv")
@@ -54,14 +70,19 @@ def _rules(layout: Layout) -> list[Rule]:
 def _conventions(
     names: tuple[str, ...], ids: tuple[int, ...], state: Mapping[str, Tensor], options: Options
 ) -> Conventions:
-    config = presets.detectron2(names, ids)
-    grouped = state.get(f"{TRUNK}.res2.0.conv2.weight")
+    layout = _layout(state)
+    preset = presets.detectron2_c4 if layout.last_on_rois else presets.detectron2_dc5
+    config = (presets.detectron2 if layout.pyramid else preset)(names, ids)
+    trunk, imagenet = _trunk(layout), InputConfig()
+    grouped = state.get(f"{trunk}.res2.0.conv2.weight")
     resnext = grouped is not None and grouped.shape[1] < 64
-    imagenet = InputConfig()
-    if options.style == "pytorch" or (options.style is None and resnext):
-        config = with_style(config, imagenet.mean, imagenet.std, stride_in_1x1=False)
-    bgr = options.style != "pytorch"
+    group_norms = f"{trunk}.stem.conv1.norm.weight" in state and f"{trunk}.stem.conv1.norm.running_var" not in state
     notes: tuple[str, ...] = ()
+    if options.style in ("pytorch", "bgr") or (options.style is None and resnext):
+        config = with_style(config, imagenet.mean, imagenet.std, stride_in_1x1=False)
+    elif options.style is None and group_norms:
+        config, notes = with_style(config, imagenet.mean, (1.0, 1.0, 1.0), stride_in_1x1=False), (GROUP_NORMS,)
+    bgr = options.style != "pytorch"
     if "pixel_mean" in state and "pixel_std" in state:
         # In the order of the file's channels. Blue has the smallest mean in photographs: that tells the order.
         mean, std = (tuple(round(x, 4) for x in state[f"pixel_{name}"].flatten().tolist()) for name in ("mean", "std"))
@@ -71,11 +92,15 @@ def _conventions(
             bgr = mean[0] < mean[2]
         mean, std = (mean[::-1], std[::-1]) if bgr else (mean, std)
         config = replace(config, input=replace(config.input, mean=mean, std=std))
-        if options.style is None and not resnext and std != (1.0, 1.0, 1.0):
+        if options.style is None and not resnext and not group_norms and std != (1.0, 1.0, 1.0):
             # In the model zoo, every trunk whose input is divided by a deviation is one that strides in its 3x3.
             config = with_style(config, mean, std, stride_in_1x1=False)
             notes = ("the stride of a bottleneck is taken to be in the 3x3, as pixel_std is not 1; else give a style",)
     return Conventions(replace(config, anchors=_anchors(config.anchors, state, options)), bgr, notes)
+
+
+def _trunk(layout: Layout) -> str:
+    return "backbone.bottom_up" if layout.pyramid else "backbone"
 
 
 def with_style(
@@ -91,37 +116,38 @@ def with_style(
 
 
 def _anchors(anchors: AnchorConfig, state: Mapping[str, Tensor], options: Options) -> AnchorConfig:
-    """The anchors that a training checkpoint stores, as sizes and ratios; several sizes on a level are not ours."""
-    sizes = options.anchor_sizes or ()
-    if any(not isinstance(size, (int, float)) and len(size) > 1 for size in sizes):
-        raise ValueError(f"anchor_sizes: expected one size on each level of a Detectron2 model, got {sizes}")
-    levels = [state[f"{CELLS}.{i}"].double() for i in range(5) if f"{CELLS}.{i}" in state]
-    if len(levels) != 5 or options.anchor_sizes is not None or options.aspect_ratios is not None:
+    """The anchors that a training checkpoint stores, as sizes and ratios."""
+    levels = [state[f"{CELLS}.{i}"].double() for i in range(len(anchors.sizes)) if f"{CELLS}.{i}" in state]
+    if len(levels) != len(anchors.sizes) or options.anchor_sizes is not None or options.aspect_ratios is not None:
         return anchors
-    found = []
+    found: list[tuple[float, ...]] = []
+    shapes: set[tuple[float, ...]] = set()  # the aspect ratios that go with a size
     for cells in levels:
         width, height = (cells[:, 2:] - cells[:, :2]).unbind(1)
-        size, ratios = (width * height).sqrt(), height / width
-        if not (size - size[0]).abs().max() < 0.01 * size[0]:
-            raise ValueError(f"{CELLS}: expected one size on each level, got {size.tolist()}")
-        found.append((round(float(size.mean()), 3), tuple(round(ratio, 4) for ratio in ratios.tolist())))
-    if len({ratios for _, ratios in found}) != 1 or not all(math.isfinite(size) for size, _ in found):
-        raise ValueError(f"{CELLS}: expected the same aspect ratios on every level, got {[r for _, r in found]}")
-    return replace(anchors, sizes=tuple((size,) for size, _ in found), aspect_ratios=found[0][1])
+        sizes = [round(size, 2) for size in (width * height).sqrt().tolist()]
+        ratios = [round(ratio, 4) for ratio in (height / width).tolist()]
+        found.append(tuple(dict.fromkeys(sizes)))
+        shapes |= {tuple(r for s, r in zip(sizes, ratios, strict=True) if s == size) for size in found[-1]}
+    if len(shapes) != 1 or not all(0 < size < math.inf for sizes in found for size in sizes):
+        raise ValueError(f"{CELLS}: expected sizes with the same aspect ratios each, got {sorted(shapes)} at {found}")
+    return replace(anchors, sizes=tuple(found), aspect_ratios=shapes.pop())
 
 
 DETECTRON2 = Family(
     name="detectron2",
-    marks=r"backbone\.bottom_up\.|proposal_generator\.",
+    marks=r"backbone\.(bottom_up|res\d)\.|proposal_generator\.",
     unsupported=(
         (r"roi_heads\.keypoint", "Keypoint R-CNN"),
-        (r"roi_heads\.res5\.|backbone\.(stem|res\d)\.", "an R-CNN without a feature pyramid (C4, DC5)"),
         (r"roi_heads\.(box_head|box_predictor)\.\d+\.", "Cascade R-CNN"),
         (r"sem_seg_head\.", "Panoptic FPN"),
         (r"head\.", "a one-stage detector (RetinaNet, FCOS)"),
-        (r"backbone\.bottom_up\.(?!stem\.|res\d\.)", "a trunk other than a ResNet"),
+        (
+            r"backbone\.bottom_up\.(?!stem\.|res\d\.)|backbone\.(?!bottom_up|fpn_|stem|res\d)",
+            "a trunk other than a ResNet",
+        ),
     ),
     background_first=False,
+    sizes_first=True,
     layout=_layout,
     rules=_rules,
     conventions=_conventions,

@@ -48,6 +48,7 @@ class Family:
         ignored: names that say nothing about the network.
         old_names: today's name of a layer and a former one, as rules from the one to the other.
         background_first: the first class is the background; otherwise the last.
+        sizes_first: the anchors of a cell are ordered by size, then by aspect ratio; otherwise the reverse.
         layout: what decides the names, from the names.
         rules: the names of the layers under a layout.
         conventions: what the checkpoint means, from its class names, category ids, tensors and the options.
@@ -60,8 +61,13 @@ class Family:
     layout: Callable[[Iterable[str]], Layout]
     rules: Callable[[Layout], Sequence[Rule]]
     conventions: Callable[[tuple[str, ...], tuple[int, ...], Mapping[str, Tensor], Options], Conventions]
+    sizes_first: bool = False
     ignored: str = COUNTERS
     old_names: tuple[Rule, ...] = ()
+
+    def transforms(self, config: MaskRCNNConfig, bgr: bool) -> dict[str, Transform]:
+        """What happens to the tensors of a model, by our names."""
+        return transforms(config, bgr=bgr, background_first=self.background_first, sizes_first=self.sizes_first)
 
 
 def load(family: Family, contents: Contents, options: Options) -> tuple[MaskRCNN, list[str]]:
@@ -93,14 +99,11 @@ def load(family: Family, contents: Contents, options: Options) -> tuple[MaskRCNN
     config = options.apply(infer(conventions.config, shapes))
     _check_anchors(config, shapes["rpn.objectness.weight"][0])
 
-    changes = transforms(config, bgr=conventions.bgr, background_first=family.background_first)
+    changes = family.transforms(config, conventions.bgr)
     meta = outline(config, len(state))
     expected = {name: tensor.shape for name, tensor in _renamed(meta, keys, changes).items()}
     problems = differences(expected, {name: tensor.shape for name, tensor in state.items()})
     if problems:
-        missing = expected.keys() - state.keys()
-        if missing and all(".running_" in name for name in missing):
-            problems.append("norms without running statistics, such as GroupNorm, are not supported")
         raise ValueError(f"the tensors do not fit a {family.name} model: " + "; ".join(problems))
     if whole := [name for name in expected if not state[name].is_floating_point()]:
         raise ValueError(f"expected floating-point weights, got {state[whole[0]].dtype} in {whole[0]}")
@@ -131,7 +134,7 @@ def export(family: Family, model: MaskRCNN, *, bgr: bool = False) -> dict[str, T
     pool, masks = model.config.pool, model.config.mask_head
     if pool.maximum or pool.quantized or (masks is not None and masks.softmax):
         raise ValueError(f"{family.name} has neither RoIPool, nor a maximum over RoIAlign's samples, nor softmax masks")
-    changes = transforms(model.config, bgr=bgr, background_first=family.background_first)
+    changes = family.transforms(model.config, bgr)
     return _renamed(weights(model), KeyMap(family.rules(Layout.of(model.config))), changes)
 
 

@@ -8,6 +8,7 @@ The last part of a name (``weight``, ``running_mean``) is the same on both sides
 tensor itself changes, and how it changes back.
 """
 
+import itertools
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ __all__ = [
     "differences",
     "mobilenet_rules",
     "resnet_rules",
+    "stage_rules",
     "transforms",
 ]
 
@@ -88,13 +90,20 @@ def conv_norm(native: str, conv: str, norm: str) -> tuple[Rule, Rule]:
     return Rule(f"{native}.conv", conv), Rule(f"{native}.norm", norm)
 
 
-def resnet_rules(prefix: str) -> tuple[Rule, ...]:
-    """A ResNet with torchvision's names, which MMDetection uses too."""
-    stage = f"{prefix}layer{{i+1}}.{{j}}"
+def resnet_rules(prefix: str, norm: str = "bn") -> tuple[Rule, ...]:
+    """A ResNet with torchvision's names, which MMDetection uses too; ``norm`` begins those of norms."""
     return (
-        *conv_norm("backbone.stem", f"{prefix}conv1", f"{prefix}bn1"),
-        *conv_norm("backbone.stages.{i}.{j}.conv{k}", f"{stage}.conv{{k}}", f"{stage}.bn{{k}}"),
-        *conv_norm("backbone.stages.{i}.{j}.shortcut", f"{stage}.downsample.0", f"{stage}.downsample.1"),
+        *conv_norm("backbone.stem", f"{prefix}conv1", f"{prefix}{norm}1"),
+        *stage_rules("{i}", f"{prefix}layer{{i+1}}", norm),
+    )
+
+
+def stage_rules(number: str, prefix: str, norm: str = "bn") -> tuple[Rule, ...]:
+    """A stage of it, or all of them."""
+    ours, theirs = f"backbone.stages.{number}.{{j}}", f"{prefix}.{{j}}"
+    return (
+        *conv_norm(f"{ours}.conv{{k}}", f"{theirs}.conv{{k}}", f"{theirs}.{norm}{{k}}"),
+        *conv_norm(f"{ours}.shortcut", f"{theirs}.downsample.0", f"{theirs}.downsample.1"),
     )
 
 
@@ -116,13 +125,23 @@ class Layout(NamedTuple):
     """What decides how a family names its layers."""
 
     mobilenet: bool = False
+    pyramid: bool = True
+    last_on_rois: bool = False
+    group_norms: bool = False
     rpn_convs: int = 1
     box_convs: int = 0
 
     @classmethod
     def of(cls, config: MaskRCNNConfig) -> "Layout":
-        mobilenet = isinstance(config.backbone, MobileNetV2Config)
-        return cls(mobilenet, config.rpn.convs, config.box_head.convs)
+        trunk = config.backbone
+        return cls(
+            mobilenet=isinstance(trunk, MobileNetV2Config),
+            pyramid=config.fpn is not None,
+            last_on_rois=trunk.last_on_rois,
+            group_norms=trunk.norm_groups > 0,
+            rpn_convs=config.rpn.convs,
+            box_convs=config.box_head.convs,
+        )
 
 
 @dataclass(frozen=True)
@@ -151,9 +170,23 @@ def _channels_last_columns(resolution: int) -> Transform:
     )
 
 
-def transforms(config: MaskRCNNConfig, *, bgr: bool, background_first: bool) -> dict[str, Transform]:
+def _ratios_first(sizes: int, ratios: int) -> Transform:
+    """Rows of a cell's anchors, for each size all ratios, to for each ratio all sizes."""
+    return Transform(
+        lambda x: x.unflatten(0, (sizes, ratios, -1)).transpose(0, 1).flatten(0, 2),
+        lambda x: x.unflatten(0, (ratios, sizes, -1)).transpose(0, 1).flatten(0, 2),
+    )
+
+
+def transforms(config: MaskRCNNConfig, *, bgr: bool, background_first: bool, sizes_first: bool) -> dict[str, Transform]:
     """What happens to the tensors of a family, by our names; all others pass as they are."""
-    found = {"box_head.fcs.0.weight": _channels_last_columns(config.box_head.resolution)}
+    found = {}
+    if not config.box_head.average:  # which has no order of pixels
+        found["box_head.fcs.0.weight"] = _channels_last_columns(config.box_head.resolution)
+    if sizes_first:
+        sizes, ratios = len(config.anchors.sizes[0]), len(config.anchors.aspect_ratios)
+        for layer, leaf in itertools.product(("objectness", "deltas"), ("weight", "bias")):
+            found[f"rpn.{layer}.{leaf}"] = _ratios_first(sizes, ratios)
     if bgr:
         found["backbone.stem.conv.weight"] = REVERSED_CHANNELS
     if background_first:

@@ -19,12 +19,15 @@ class Options:
     Attributes:
         min_size, max_size: the short side of a picture after scaling, and the limit of the long one.
         pixel_mean, pixel_std: of red, green and blue, in levels of 0..255; torchvision's ``image_mean`` times 255.
-        anchor_sizes: square roots of the anchors' areas: one number for each of the five levels, or a list for each.
+        anchor_sizes: square roots of the anchors' areas: one number for each of the pyramid's five levels, or a list
+            for each; of a model without a pyramid those of its only map.
         aspect_ratios: height over width of the anchors.
         activation: ``"relu"`` or ``"relu6"``, of a MobileNetV2.
-        norm_eps: epsilon of every batch norm.
-        style: ``"pytorch"`` (RGB input, ImageNet statistics, a bottleneck's stride in the 3x3 convolution) or
-            ``"caffe"`` (BGR input with unit deviation, stride in the first 1x1), for Detectron2 and MMDetection.
+        norm_eps: epsilon of every norm.
+        norm_groups: of group norms, where the checkpoint has such.
+        style: ``"pytorch"`` (RGB input, ImageNet statistics, a bottleneck's stride in the 3x3 convolution), ``"bgr"``
+            (the same with BGR input) or ``"caffe"`` (BGR input with unit deviation, stride in the first 1x1), for
+            Detectron2 and MMDetection.
         classes: names of the foreground classes, in the order of the scores.
         category_ids: the dataset's id of each class.
         score_threshold, nms_threshold, max_detections: of the final selection.
@@ -41,7 +44,8 @@ class Options:
     aspect_ratios: Sequence[float] | None = None
     activation: Literal["relu", "relu6"] | None = None
     norm_eps: float | None = None
-    style: Literal["pytorch", "caffe"] | None = None
+    norm_groups: int | None = None
+    style: Literal["pytorch", "bgr", "caffe"] | None = None
     classes: Sequence[str] | None = None
     category_ids: Sequence[int] | None = None
     score_threshold: float | None = None
@@ -58,7 +62,7 @@ class Options:
         return cls(**given)
 
     def __post_init__(self) -> None:
-        for name in ("min_size", "max_size", "max_detections"):
+        for name in ("min_size", "max_size", "max_detections", "norm_groups"):
             value = getattr(self, name)
             _check(value is None or (type(value) is int and value > 0), name, "a positive whole number", value)
         for name in ("score_threshold", "nms_threshold"):
@@ -70,7 +74,7 @@ class Options:
             _check(good, name, "three numbers" + (" above 0" if low == 0 else ""), value)
         _check(self.norm_eps is None or self.norm_eps >= 0, "norm_eps", "a number of at least 0", self.norm_eps)
         _check(self.activation in (None, "relu", "relu6"), "activation", "'relu' or 'relu6'", self.activation)
-        _check(self.style in (None, "pytorch", "caffe"), "style", "'pytorch' or 'caffe'", self.style)
+        _check(self.style in (None, "pytorch", "bgr", "caffe"), "style", "'pytorch', 'bgr' or 'caffe'", self.style)
         for name, kind, expected in (("classes", str, "a list of names"), ("category_ids", int, "a list of integers")):
             value = getattr(self, name)
             good = isinstance(value, (list, tuple)) and all(isinstance(item, kind) for item in value)
@@ -110,8 +114,7 @@ class Options:
             nms_threshold=self.nms_threshold,
             max_detections=self.max_detections,
         )
-        eps = {"norm_eps": self.norm_eps}
-        backbone = _replaced(config.backbone, **eps)
+        backbone = self._norms(config.backbone)
         if self.activation is not None:
             mobile = isinstance(backbone, MobileNetV2Config)
             _check(mobile or self.activation == "relu", "activation", "'relu' for a ResNet", self.activation)
@@ -121,19 +124,27 @@ class Options:
             config,
             input=_replaced(config.input, resize=resize, mean=_floats(self.pixel_mean), std=_floats(self.pixel_std)),
             backbone=backbone,
-            fpn=_replaced(config.fpn, **eps),
-            box_head=_replaced(config.box_head, **eps),
-            mask_head=_replaced(config.mask_head, **eps) if config.mask_head else None,
+            fpn=self._norms(config.fpn),
+            box_head=self._norms(config.box_head),
+            mask_head=self._norms(config.mask_head),
             anchors=self._anchors(config.anchors),
             detection=detection,
         )
 
+    def _norms(self, part: Any) -> Any:
+        """A part of the model with the norms that are given here; None where there is no such part."""
+        groups = self.norm_groups if part is not None and part.norm_groups else None
+        return None if part is None else _replaced(part, norm_eps=self.norm_eps, norm_groups=groups)
+
     def _anchors(self, anchors: AnchorConfig) -> AnchorConfig:
         if self.anchor_sizes is not None:
+            number = len(anchors.sizes)
             levels = [(size,) if isinstance(size, (int, float)) else tuple(size) for size in self.anchor_sizes]
-            even = len(levels) == 5 and len({len(level) for level in levels}) == 1
+            if number == 1:
+                levels = [tuple(size for level in levels for size in level)]
+            even = len(levels) == number and len({len(level) for level in levels}) == 1
             good = even and all(level and min(level) > 0 for level in levels)
-            expected = "positive sizes for each of 5 levels, equally many on each"
+            expected = f"positive sizes for each of {number} level(s), equally many on each"
             _check(good, "anchor_sizes", expected, self.anchor_sizes)
             anchors = replace(anchors, sizes=tuple(tuple(float(size) for size in level) for level in levels))
         if self.aspect_ratios is not None:

@@ -27,6 +27,8 @@ def _layout(names: Iterable[str]) -> Layout:
 
 
 def _rules(layout: Layout) -> list[Rule]:
+    if not layout.pyramid:
+        raise ValueError("expected a feature pyramid, without which torchvision has no Mask R-CNN")
     # The head with convolutions is one Sequential: convolutions, Flatten, then each Linear and its ReLU.
     fcs = (
         [Rule(f"box_head.fcs.{j}", f"roi_heads.box_head.{layout.box_convs + 1 + 2 * j}") for j in range(4)]
