@@ -221,7 +221,7 @@ def evaluate(
         last = precision[..., 0, -1]
         curves[kind] = Curve(run.params.iouThrs, run.params.recThrs, np.where(last < 0, np.nan, last))
     kind = kinds[-1]  # masks, where there are any
-    worst = _matches(masks, kind, images, chosen_images, counting_categories, annotations, results)
+    worst = _matches(masks, kind, images, chosen_images, counting_categories, annotations, results, max_detections)
     return Evaluation(summary, per_class, curves, worst, notes)
 
 
@@ -467,6 +467,7 @@ def _matches(
     category_ids: set[int],
     annotations: Sequence[Entry],
     results: Sequence[Entry],
+    max_detections: int,
 ) -> list[Matches]:
     """The matches of every picture, the worst first."""
     field = "segmentation" if kind == "segm" else "bbox"
@@ -480,7 +481,7 @@ def _matches(
     pictures = {image: Matches(images[image], [], [], []) for image in image_ids}
     pairs = [(image, category) for image, category in {*truths, *claims} if image in pictures]
     for image, category in sorted(pair for pair in pairs if pair[1] in category_ids):
-        objects, claimed, matches = truths[image, category], claims[image, category], pictures[image]
+        objects, claimed, matches = truths[image, category], claims[image, category][:max_detections], pictures[image]
         crowd = [int(x["iscrowd"]) for x in objects]
         overlaps = np.asarray(masks.iou([x[field] for x in claimed], [x[field] for x in objects], crowd))
         overlaps = overlaps.reshape(len(claimed), len(objects))
