@@ -307,6 +307,9 @@ def test_masks_count_by_their_own_area_whatever_box_comes_along() -> None:
         ({"image_id": 7}, {}, "images of the data set, got the unknown ids 7"),
         ({"category_id": 4}, {}, "categories of 3, 5, got the unknown ids 4"),
         ({"score": math.nan}, {}, "detection 0: expected a finite score, got nan"),
+        ({"score": 10**400}, {}, "detection 0: expected a finite score, got 1000"),
+        ({"bbox": [0, 0, 10**400, 5]}, {}, "detection 0: expected a bbox of x, y, width and height, got"),
+        ({"bbox": [0, 0, math.nan, 5]}, {}, "detection 0: expected a bbox of x, y, width and height, got"),
         ({"bbox": None}, {}, "detection 0: expected a bbox or a segmentation"),
         ({"image_id": [1]}, {}, "detection 0: expected image_id as a number or text"),
         ({"category_id": None}, {}, "detection 0: expected category_id as a number or text"),
@@ -334,7 +337,9 @@ def test_what_does_not_fit_is_named(change: dict[str, Any], options: dict[str, A
         ("annotations", {"image_id": None}, "annotation 0: expected image_id as a number or text, got"),
         ("annotations", {"category_id": {}}, "annotation 0: expected category_id as a number or text, got"),
         ("annotations", {"bbox": [1, 2, 3]}, "annotation 1: expected a bbox of x, y, width and height, got"),
+        ("annotations", {"bbox": [1, 2, math.inf, 3]}, "annotation 1: expected a bbox of x, y, width and height, got"),
         ("annotations", {"area": "5"}, "annotation 1: expected an area in pixels, got '5'"),
+        ("annotations", {"area": math.nan}, "annotation 1: expected an area in pixels, got nan"),
     ],
 )
 def test_ground_truth_that_cannot_be_evaluated_is_named(

@@ -324,7 +324,7 @@ def _check(found: Sequence[Mapping[str, Any]], images: Mapping[Any, Entry], cate
     _require(found, "detection", ("image_id", "category_id", "score"))
     for n, entry in enumerate(found):
         score = entry["score"]
-        if not isinstance(score, (int, float)) or not math.isfinite(score):
+        if not _is_finite(score):
             raise ValueError(f"detection {n}: expected a finite score, got {score!r:.60}")
         _check_box(entry.get("bbox") or (0, 0, 0, 0), f"detection {n}")
     unknown = {entry["image_id"] for entry in found} - set(images)
@@ -336,8 +336,16 @@ def _check(found: Sequence[Mapping[str, Any]], images: Mapping[Any, Entry], cate
 
 
 def _check_box(box: Any, name: str) -> None:
-    if not isinstance(box, (list, tuple)) or len(box) != 4 or not all(isinstance(x, (int, float)) for x in box):
+    if not isinstance(box, (list, tuple)) or len(box) != 4 or not all(map(_is_finite, box)):
         raise ValueError(f"{name}: expected a bbox of x, y, width and height, got {box!r:.60}")
+
+
+def _is_finite(value: Any) -> bool:
+    """Whether it is a number that pycocotools can compute with: what is NaN would match every object."""
+    try:
+        return isinstance(value, (int, float)) and math.isfinite(value)
+    except OverflowError:  # an integer beyond all floats
+        return False
 
 
 class _Truth:
@@ -396,7 +404,7 @@ class _Truth:
             if "area" not in entry:
                 runs = entry.get("segmentation")
                 entry["area"] = float(self.masks.area(runs) if runs else entry["bbox"][2] * entry["bbox"][3])
-            if not isinstance(entry["area"], (int, float)):
+            if not _is_finite(entry["area"]):
                 raise ValueError(f"{name}: expected an area in pixels, got {entry['area']!r:.60}")
             entries.append(entry)
         meaning = {"iscrowd": "taken as 0", "bbox": "taken from the mask", "area": "taken from the mask or the box"}
