@@ -181,6 +181,19 @@ def test_sixteen_bits_are_scaled_by_their_range(case: str, np_rng: np.random.Gen
     assert np.array_equal(seen, np.repeat(want[..., None], 3, 2))
 
 
+@pytest.mark.parametrize("kind", ["png", "tiff", "ppm"])
+def test_sixteen_bits_of_several_channels_are_within_a_level(kind: str) -> None:
+    cv2 = pytest.importorskip("cv2")
+    values = np.arange(65536, dtype=np.uint16).reshape(256, 256, 1) ^ np.array([0, 0x5A5A, 0xFFFF], np.uint16)
+    seen = read(cv2.imencode(f".{kind}", values[..., ::-1])[1].tobytes()).array
+    off = seen - np.floor(values.astype(float) / 257 + 0.5)
+    assert np.abs(off).max() == (0 if kind == "ppm" else 1)
+    if kind != "ppm":
+        assert np.array_equal(seen, values >> 8)
+        assert np.abs(off).mean() == pytest.approx(0.25, abs=0.01)
+        assert off[values < 256 * 64].max() == 0 == off[values >= 256 * 192].min()
+
+
 def test_values_beyond_a_mode_are_refused() -> None:
     for values, told in (
         (np.array([[0, 70000]], np.int32), r"0\.\.65535, got 0\.\.70000"),

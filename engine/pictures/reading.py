@@ -10,7 +10,9 @@ What counts as a picture:
 
 The EXIF orientation is applied, alpha is dropped (as Pillow's `convert("RGB")` does; premultiplied colours are divided
 by it first), embedded colour profiles are ignored, and of an animation the first frame counts. 16-bit values are scaled
-by 255/65535, floats must lie in 0..1, both round to nearest.
+by 255/65535, floats must lie in 0..1, both round to nearest; but of 16-bit PNG and TIFF files of several channels
+Pillow gives the high bytes, of which a quarter are a level off: half of the darkest too low, half of the brightest too
+high.
 
 Files come from strangers: Pillow is told which formats it may try, and its limit on pixels is an error here.
 Needs numpy and Pillow; tensors are recognised without importing torch.
