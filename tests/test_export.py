@@ -323,6 +323,24 @@ def rounded(resize: Any, **values: Any) -> MaskRCNNConfig:
     return replace(CONFIG, input=replace(CONFIG.input, resize=replace(resize, **values)))
 
 
+def only_resizing(path: Path) -> Path:
+    """The part of a file that resizes and pads the picture."""
+    model = onnx.load(path)
+    resized = next(node.output[0] for node in model.graph.node if node.op_type == "Pad")
+    onnx.save(onnx.utils.Extractor(model).extract_model(["picture"], [resized]), path)
+    return path
+
+
+def resized_apart(path: Path, config: MaskRCNNConfig, picture: np.ndarray) -> np.ndarray:
+    """How far each value is from the host's."""
+    from trimask.engine.pictures.host import make_batch
+
+    (found,) = run(path, picture).values()
+    expected, _, _ = make_batch([picture], config.input)
+    assert found.shape == expected.shape
+    return np.abs(found - np.asarray(expected))
+
+
 @pytest.mark.parametrize("size", [(100, 150), (300, 97), (13, 400), (128, 128), (161, 161)])
 @pytest.mark.parametrize(
     "config",
@@ -337,18 +355,8 @@ def rounded(resize: Any, **values: Any) -> MaskRCNNConfig:
 def test_the_graph_resizes_as_the_host_does(
     config: MaskRCNNConfig, size: tuple[int, int], tmp_path: Path, np_rng: np.random.Generator
 ) -> None:
-    from trimask.engine.pictures.host import make_batch
-
-    picture = np_rng.integers(0, 256, (*size, 3)).astype(np.uint8)
-    path = write(tmp_path / "any.onnx", config, preprocess=True)
-    model = onnx.load(path)
-    resized = next(node.output[0] for node in model.graph.node if node.op_type == "Pad")
-    kept = onnx.utils.Extractor(model).extract_model(["picture"], [resized])
-    onnx.save(kept, tmp_path / "resize.onnx")
-    (found,) = run(tmp_path / "resize.onnx", picture).values()
-    expected, _, _ = make_batch([picture], config.input)
-    assert found.shape == expected.shape
-    away = abs(found - expected)
+    path = only_resizing(write(tmp_path / "any.onnx", config, preprocess=True))
+    away = resized_apart(path, config, np_rng.integers(0, 256, (*size, 3)).astype(np.uint8))
     if config.input.resize.quantize and not config.input.resize.antialias:
         assert away.max() == 0
     elif config.input.resize.quantize:
@@ -356,6 +364,17 @@ def test_the_graph_resizes_as_the_host_does(
         assert (away > 0).mean() < 0.01
     else:
         assert away.max() < 0.1
+
+
+def test_the_graph_rounds_a_few_values_otherwise_than_pillow(tmp_path: Path, np_rng: np.random.Generator) -> None:
+    """The figures of docs/export.md; ratios of small numbers leave many values half way between levels."""
+    config = replace(OTHER, input=detectron2(("a",), (1,)).input)
+    path = only_resizing(write(tmp_path / "any.onnx", config, preprocess=True))
+    for size, share in (((480, 640), 0.002), ((720, 1280), 0.03), ((640, 640), 0.09)):
+        away = resized_apart(path, config, np_rng.integers(0, 256, (*size, 3)).astype(np.uint8))
+        assert share / 4 < (away > 0).mean() < share
+        assert away.max() <= 2
+        assert (away > 1).mean() < 1e-4
 
 
 def test_one_picture_of_any_size(tmp_path: Path, np_rng: np.random.Generator) -> None:
