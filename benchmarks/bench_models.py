@@ -35,7 +35,11 @@ __all__ = ["CASES", "MINUTES", "QUICK", "Case", "comparison", "run"]
 
 Picture = NDArray[np.uint8]
 Call = Callable[[], list[Found]]
-_NETWORKS = {"torchvision": random_resnet, "Detectron2": random_detectron2, "MMDetection": random_mmdetection}
+_NETWORKS: dict[str, Callable[..., MaskRCNN]] = {
+    "torchvision": random_resnet,
+    "Detectron2": random_detectron2,
+    "MMDetection": random_mmdetection,
+}
 BF16, COMPILED = "trimask, bfloat16", "torchvision, backbone compiled"
 MINUTES = 60.0
 _CALLS = 10  # of each: checked, warmed up, timed seven times, and once in a process of its own

@@ -1,12 +1,23 @@
 """What an exported file says about itself: one JSON object under ``trimask`` in its metadata. Needs no torch."""
 
 import json
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..engine.model.config import MaskRCNNConfig
 
-__all__ = ["CONTRACT", "KEY", "MASKS", "PRECISIONS", "Metadata", "Signature", "contract_text", "signature"]
+__all__ = [
+    "CONTRACT",
+    "KEY",
+    "MASKS",
+    "PRECISIONS",
+    "Metadata",
+    "Signature",
+    "contract_text",
+    "multiple_of",
+    "signature",
+]
 
 KEY = "trimask"
 CONTRACT = 1  # the version of the inputs and outputs that this version writes, and the newest that it reads
@@ -73,12 +84,13 @@ class Metadata:
                 f"metadata: expected contract {CONTRACT} or older, got {about['contract']}, made by a newer trimask: "
                 "upgrade"
             )
-        static = about.get("static")
-        sizes = f"null or a batch and two multiples of 32 up to {LONGEST}"
+        config = _checked(MaskRCNNConfig.from_json(json.dumps(about.get("config"))))
+        static, multiple = about.get("static"), multiple_of(config)
+        sizes = f"null or a batch and two multiples of {multiple} up to {LONGEST}"
         checks: dict[str, tuple[bool, str]] = {
             "masks": (about.get("masks") in MASKS, f"one of {MASKS}"),
             "preprocess": (isinstance(about.get("preprocess"), bool), "true or false"),
-            "static": (static is None or _is_size(static), sizes),
+            "static": (static is None or _is_size(static, multiple), sizes),
             "precision": (about.get("precision") in PRECISIONS, f"one of {PRECISIONS}"),
             "source": (isinstance(about.get("source"), dict), "an object"),
         }
@@ -86,7 +98,7 @@ class Metadata:
             if not fits:
                 raise ValueError(f"metadata: expected {expected} as {name}, got {about.get(name)!r}")
         return cls(
-            config=_checked(MaskRCNNConfig.from_json(json.dumps(about.get("config")))),
+            config=config,
             masks=about["masks"],
             preprocess=about["preprocess"],
             static=None if static is None else tuple(static),
@@ -96,9 +108,16 @@ class Metadata:
         )
 
 
-def _is_size(value: Any) -> bool:
+def multiple_of(config: MaskRCNNConfig) -> int:
+    """What heights and widths inside of a file are multiples of: 32 in a feature pyramid, else 1."""
+    return math.gcd(32, config.input.size_divisible)
+
+
+def _is_size(value: Any, multiple: int) -> bool:
     numbers = isinstance(value, list) and len(value) == 3 and all(type(number) is int for number in value)
-    return numbers and all(0 < number <= LONGEST for number in value) and not (value[1] % 32 or value[2] % 32)
+    return (
+        numbers and all(0 < number <= LONGEST for number in value) and not (value[1] % multiple or value[2] % multiple)
+    )
 
 
 def _checked(config: MaskRCNNConfig) -> MaskRCNNConfig:
@@ -148,7 +167,9 @@ def contract_text(about: Metadata) -> str:
     """The inputs and outputs of a file, in words: its ``doc_string``."""
     config = about.config
     names = ", ".join(config.class_names[:5]) + (", ..." if config.num_classes > 5 else "")
-    size = "a multiple of 32" if about.static is None else "{1} x {2}; B: {0}".format(*about.static)
+    multiple = multiple_of(config)
+    size = f"a multiple of {multiple}" if multiple > 1 else "any"
+    size = size if about.static is None else "{1} x {2}; B: {0}".format(*about.static)
     if about.preprocess:
         inputs = "picture: uint8 [H, W, 3], RGB, any size. One picture: B is 1."
     else:

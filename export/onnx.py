@@ -22,7 +22,7 @@ from ..engine.model.files import check_writable, write_whole
 from ..engine.model.mask_rcnn import MaskRCNN
 from ..kernels.cpu.decoding import proposals
 from .graph import ExportGraph
-from .metadata import KEY, MASKS, Metadata, contract_text, signature
+from .metadata import KEY, MASKS, Metadata, contract_text, multiple_of, signature
 
 try:
     import onnx
@@ -47,7 +47,7 @@ OPSETS = (18, 19, 20, 21)
 
 # Where sizes are free, the pictures that the exporter traces have this one; nothing of it is left in the file.
 _TRACED = (2, 128, 160)
-_LONGEST = 84  # times 32 pixels: what a side may have where it is free
+_SHORTEST, _LONGEST = 96, 2688  # pixels that a side may have where it is free
 _BATCH = 64
 
 
@@ -99,8 +99,8 @@ def to_onnx(
         opset: version of the operators, one of :data:`OPSETS`.
         masks: ``"roi"``: probabilities over each box; ``"full"``: pixels in the original pictures; ``"none"``.
         preprocess: take one picture, uint8 [H, W, 3] of any size, and resize and pad it in the graph.
-        static: (batch, height, width) to fix, the last two multiples of 32: no shape but those inside of suppression
-            depends on the data, as TensorRT likes it.
+        static: (batch, height, width) to fix, the last two multiples of 32 (any, without a feature pyramid): no shape
+            but those inside of suppression depends on the data, as TensorRT likes it.
         half: weights and features in float16; boxes, scores and RoIAlign stay in float32.
         int8: pictures, in any form that :meth:`Predictor.predict` takes, on which to measure the ranges of activations:
             convolutions and linear layers of trunk, pyramid and heads then compute in 8 bits.
@@ -120,20 +120,18 @@ def to_onnx(
         raise ValueError(f"opset: expected one of {OPSETS}, got {opset}")
     if masks not in MASKS:
         raise ValueError(f"masks: expected one of {MASKS}, got {masks!r}")
-    if static is not None:
-        static = _checked_size(static)
-        if preprocess or masks == "full":
-            raise ValueError("static: expected neither preprocess nor full masks, whose sizes are those of pictures")
+    if static is not None and (preprocess or masks == "full"):
+        raise ValueError("static: expected neither preprocess nor full masks, whose sizes are those of pictures")
     if half and int8 is not None:
         raise ValueError("half, int8: expected one of them at most")
     check_writable(path)
     model, source = _open(weights, options)
-    detection = _limits(model.config.detection, score, nms, max_detections)
+    config = replace(model.config, detection=_limits(model.config.detection, score, nms, max_detections))
     about = Metadata(
-        config=replace(model.config, detection=detection),
+        config=config,
         masks="none" if model.mask_head is None else masks,
         preprocess=preprocess,
-        static=static,
+        static=None if static is None else _checked_size(static, multiple_of(config)),
         precision="float16" if half else "float32" if int8 is None else "int8",
         version=__version__,
         source=source,
@@ -142,7 +140,7 @@ def to_onnx(
     if int8 is not None:
         from .quantization import quantize
 
-        core = quantize(core, about.config.input, int8, static)
+        core = quantize(core, about.config.input, int8, about.static)
     exported = finish(core, about, opset)
     data = exported.SerializeToString()
     write_whole(path, lambda file: file.write(data))
@@ -184,7 +182,7 @@ def network(model: MaskRCNN, about: Metadata) -> "ir.Model":
     batch, height, width = about.static or _TRACED
     image = torch.zeros(batch, 3, height, width)
     sizes = torch.tensor([[height, width]]).repeat(batch, 1)
-    shapes = None if fixed else _free_sizes()
+    shapes = None if fixed else _free_sizes(multiple_of(about.config))
     with torch.no_grad(), _quiet():
         program = torch.export.export(graph, (image, sizes, sizes * 2), dynamic_shapes=shapes, strict=False)
         program = program.run_decompositions({torch.ops.trimask.proposals.default: proposals})
@@ -203,9 +201,10 @@ def network(model: MaskRCNN, about: Metadata) -> "ir.Model":
     return exported.model
 
 
-def _free_sizes() -> dict[str, dict[int, Any]]:
+def _free_sizes(multiple: int) -> dict[str, dict[int, Any]]:
     batch = Dim("batch", max=_BATCH)
-    sides = {2: 32 * Dim("rows", min=3, max=_LONGEST), 3: 32 * Dim("columns", min=3, max=_LONGEST)}
+    least, most = _SHORTEST // multiple, _LONGEST // multiple
+    sides = {2: multiple * Dim("rows", min=least, max=most), 3: multiple * Dim("columns", min=least, max=most)}
     return {"image": {0: batch, **sides}, "image_sizes": {0: batch}, "original_sizes": {0: batch}}
 
 
@@ -220,10 +219,12 @@ def _name_sizes(model: "ir.Model") -> None:
             value.shape = ir.Shape([names.get(str(side), side) for side in value.shape])
 
 
-def _checked_size(static: Sequence[int]) -> tuple[int, int, int]:
+def _checked_size(static: Sequence[int], multiple: int) -> tuple[int, int, int]:
     numbers = [int(number) for number in static]
-    if len(numbers) != 3 or min(numbers) < 1 or numbers[1] % 32 or numbers[2] % 32:
-        raise ValueError(f"static: expected a batch, and a height and width that are multiples of 32, got {static}")
+    if len(numbers) != 3 or min(numbers) < 1 or numbers[1] % multiple or numbers[2] % multiple:
+        raise ValueError(
+            f"static: expected a batch, and a height and width that are multiples of {multiple}, got {static}"
+        )
     return numbers[0], numbers[1], numbers[2]
 
 

@@ -133,11 +133,13 @@ def _rois(boxes: Any, counts: Any, thresholds: Sequence[float]) -> tuple[Any, An
     number = op.Unsqueeze(op.Range(first, op.Gather(shape, first), step), op.Constant(value_ints=[1]))  # [B, 1]
     rois = op.Reshape(boxes, op.Constant(value_ints=[-1, 4]))
     images = op.Reshape(op.Expand(number, shape), op.Constant(value_ints=[-1]))
-    low, high = op.Split(rois, axis=1, num_outputs=2)
-    sides = op.Max(op.Sub(high, low), op.Constant(value_float=0.0))
-    root = op.Sqrt(op.ReduceProd(sides, op.Constant(value_ints=[1]), keepdims=1))  # [B * R, 1]
-    above = op.GreaterOrEqual(root, op.Constant(value_floats=list(thresholds[1:])))
-    level = op.ReduceSum(op.Cast(above, to=INT64), op.Constant(value_ints=[1]), keepdims=0)
+    level = op.Mul(images, op.Constant(value_int=0))
+    if len(thresholds) > 1:
+        low, high = op.Split(rois, axis=1, num_outputs=2)
+        sides = op.Max(op.Sub(high, low), op.Constant(value_float=0.0))
+        root = op.Sqrt(op.ReduceProd(sides, op.Constant(value_ints=[1]), keepdims=1))  # [B * R, 1]
+        above = op.GreaterOrEqual(root, op.Constant(value_floats=list(thresholds[1:])))
+        level = op.ReduceSum(op.Cast(above, to=INT64), op.Constant(value_ints=[1]), keepdims=0)
     if counts is not None:
         index = op.Range(first, op.Gather(shape, step), step)
         there = op.Less(index, op.Unsqueeze(op.Cast(counts, to=INT64), op.Constant(value_ints=[1])))

@@ -104,6 +104,9 @@ def small_model(config: MaskRCNNConfig = SMALL, seed: int = 3) -> MaskRCNN:
     state["box_head.classes.weight"] = state["box_head.classes.weight"] * 2
     state["box_head.deltas.weight"] = state["box_head.deltas.weight"] * 0.3
     state["rpn.deltas.weight"] = state["rpn.deltas.weight"] * 0.3
+    if config.fpn is None:  # the trunk's own maps are large
+        for layer in ("rpn.objectness", "rpn.deltas", "box_head.classes", "box_head.deltas"):
+            state[f"{layer}.weight"] = state[f"{layer}.weight"] * 0.1
     model.load_state_dict({name: torch.as_tensor(value) for name, value in state.items()})
     return model
 

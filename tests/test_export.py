@@ -29,7 +29,7 @@ from trimask.engine.inference.result import to_dataset  # noqa: E402
 from trimask.engine.model.config import MaskRCNNConfig  # noqa: E402
 from trimask.engine.model.presets import detectron2  # noqa: E402
 from trimask.export import Exported, Metadata, Runtime, to_onnx  # noqa: E402
-from trimask.export.metadata import KEY  # noqa: E402
+from trimask.export.metadata import KEY, contract_text  # noqa: E402
 from trimask.export.onnx import OPSETS  # noqa: E402
 from trimask.export.quantization import PREDICTORS  # noqa: E402
 from trimask.export.triton_server import config_text  # noqa: E402
@@ -203,6 +203,29 @@ def test_it_equals_the_predictor(small: Path) -> None:
     report = verify(small, small_model(CONFIG), threads=1, tolerance=RANDOM)
     assert report.good, report
     assert len(report.checks) > 4
+
+
+@pytest.mark.parametrize("name", ["C4", "DC5", "group norms", "softmax masks"])
+@pytest.mark.parametrize("static", [None, (2, 128, 160)])
+def test_other_kinds_of_models_equal_the_predictor(
+    name: str, static: tuple[int, int, int] | None, tmp_path: Path
+) -> None:
+    model = small_model(VARIANTS[name])
+    to_onnx(model, tmp_path / "x.onnx", static=static)
+    report = verify(tmp_path / "x.onnx", model, threads=1, tolerance=RANDOM)
+    assert report.good, report
+
+
+def test_without_a_pyramid_any_size_will_do(tmp_path: Path) -> None:
+    model, sizes = small_model(VARIANTS["C4"]), [[101, 147], [90, 113]]
+    image = torch.rand(2, 3, 101, 147, generator=torch.Generator().manual_seed(5)) * 255
+    for static in (None, (2, 101, 147)):
+        about = to_onnx(model, tmp_path / "x.onnx", static=static).about
+        assert ("H, W: any" in contract_text(about)) == (static is None)
+        found = run(tmp_path / "x.onnx", image, sizes, sizes)
+        assert assert_same(found, fold(model, torch.float32), image, sizes, sizes)
+    with pytest.raises(ValueError, match="multiples of 32"):
+        to_onnx(small_model(CONFIG), tmp_path / "y.onnx", static=(2, 101, 147))
 
 
 def test_verification_sees_other_weights(small: Path) -> None:
