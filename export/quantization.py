@@ -94,8 +94,7 @@ def _layers(graph: onnx.GraphProto) -> Iterator[str]:
         layer = node.op_type in ("Conv", "ConvTranspose", "Gemm")
         if layer and any(part in name for part in PREDICTORS for name in node.input):
             continue
-        joint = node.op_type in ("Add", "MaxPool", "Resize") and all(inside(name) for name in node.input[:1])
-        if node.op_type == "Add":
-            joint = len(node.input) == 2 and all(inside(name) for name in node.input)
-        if layer or joint:
+        summed = node.op_type == "Add" and all(map(inside, node.input))
+        moved = node.op_type in ("MaxPool", "Resize") and inside(node.input[0])
+        if layer or summed or moved:
             yield node.name

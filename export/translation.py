@@ -13,6 +13,7 @@ import torch
 from onnxscript import opset18
 
 from ..kernels import roi_pooling, suppression  # noqa: F401  registers the ops
+from ..kernels.rounding import not_above
 
 __all__ = ["translations"]
 
@@ -69,7 +70,7 @@ def _segmented_nms(
         boxes,
         op.Unsqueeze(scores, op.Constant(value_ints=[1])),
         op.Constant(value_ints=[max_keep]),
-        op.Constant(value_floats=[_float32_not_above(iou_threshold)]),
+        op.Constant(value_floats=[float(not_above(iou_threshold, np.float32))]),
         op.Constant(value_floats=[-math.inf if score_threshold is None else score_threshold]),
     )  # [n, 3]: segment, class, box
     place = op.Gather(selected, op.Constant(value_ints=[0, 2]), axis=1)
@@ -168,9 +169,3 @@ def _roi_align(
         sampling_ratio=max(sampling_ratio, 0),
         spatial_scale=scale,
     )
-
-
-def _float32_not_above(x: float) -> float:
-    """The largest float32 that is at most `x`: greater than either is the same for a float32."""
-    nearest = np.float32(x)
-    return float(nearest if float(nearest) <= x else np.nextafter(nearest, np.float32(-np.inf)))

@@ -18,6 +18,7 @@ What decides a result, on every device:
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,9 +27,9 @@ from .cpu import decoding as _host
 from .dispatch import use_triton
 from .registration import register
 
-__all__ = ["proposals"]
+__all__ = ["MAX_LOG_SCALE", "proposals"]
 
-_MAX_LOG_SCALE = math.log(1000 / 16)
+MAX_LOG_SCALE = math.log(1000 / 16)  # a delta never scales a box by more than this
 
 
 @register("trimask::proposals")
@@ -61,8 +62,7 @@ def _(
     strides: Sequence[int],
     image_sizes: Tensor,
     capacity: int,
-    min_size: float,
-    max_log_scale: float,
+    *_: Any,
 ) -> tuple[Tensor, Tensor]:
     segments = image_sizes.shape[0] * len(scores)
     coordinates, ranks = (torch.promote_types(x[0].dtype, torch.float32) for x in (deltas, scores))
@@ -83,7 +83,7 @@ def proposals(
     *,
     capacity: int,
     min_size: float = 0.0,
-    max_log_scale: float = _MAX_LOG_SCALE,
+    max_log_scale: float = MAX_LOG_SCALE,
 ) -> tuple[Tensor, Tensor]:
     """Boxes of the chosen anchors, padded to one number of rows: segments as `segmented_nms` takes them.
 

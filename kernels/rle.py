@@ -31,18 +31,18 @@ def _masks_to_rle(
     width: int = 0,
 ) -> tuple[Tensor, Tensor]:
     rule = PasteRule(padding, integer_boxes, threshold, inclusive)
-    pictures: Tensor | tuple[int, int] = (height, width) if sizes is None else sizes
-    if not isinstance(pictures, Tensor):
+    if sizes is None:
         _check_pixels(height * width)
     if use_triton(probabilities.device):
         from .gpu import rle as gpu
 
+        pictures = (height, width) if sizes is None else sizes
         return gpu.masks_to_rle(probabilities, boxes, pictures, rule=rule, capacity=capacity)
-    if isinstance(pictures, Tensor):
-        pictures = pictures.cpu()
-        areas = pictures.double().prod(1)  # in int64 the product of two long sides wraps
+    if sizes is not None:
+        areas = sizes.cpu().double().prod(1)  # in int64 the product of two long sides wraps
         _check_pixels(max(areas.tolist(), default=0))
-    counts = host.mask_runs(as_array(probabilities), as_array(boxes), np.asarray(pictures), rule=rule)
+    on_host = np.array([height, width]) if sizes is None else sizes.cpu().numpy()
+    counts = host.mask_runs(as_array(probabilities), as_array(boxes), on_host, rule=rule)
     runs = np.zeros((len(counts), capacity), np.int32)
     for row, values in zip(runs, counts, strict=True):
         row[: len(values)] = values[:capacity]
@@ -104,10 +104,12 @@ def masks_to_rle(
             raise ValueError(f"sizes: expected a height and a width, got {tuple(sizes)}")
         height, width = sizes
         if height < 0 or width < 0:
-            raise ValueError(f"size: expected a height and a width of at least 0, got {tuple(sizes)}")
+            raise ValueError(f"sizes: expected a height and a width of at least 0, got {tuple(sizes)}")
         return _masks_to_rle(probabilities, boxes, None, *arguments, height, width)
-    if tuple(sizes.shape) != (boxes.shape[0], 2) or sizes.device != boxes.device:
+    wanted = (boxes.shape[0], 2)
+    if tuple(sizes.shape) != wanted or sizes.device != boxes.device or sizes.is_floating_point():
         raise ValueError(
-            f"sizes: expected [{boxes.shape[0]}, 2] on {boxes.device}, got {list(sizes.shape)} on {sizes.device}"
+            f"sizes: expected integers {list(wanted)} on {boxes.device}, "
+            f"got {sizes.dtype} {list(sizes.shape)} on {sizes.device}"
         )
     return _masks_to_rle(probabilities, boxes, sizes, *arguments)

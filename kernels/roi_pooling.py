@@ -107,9 +107,7 @@ def _(
     scales: Sequence[float],
     thresholds: Sequence[float],
     output_size: Sequence[int],
-    sampling_ratio: int,
-    aligned: bool,
-    mode: str,
+    *_: Any,
 ) -> Tensor:
     return features[0].new_empty(*boxes.shape[:2], *output_size, features[0].shape[1]).permute(0, 1, 4, 2, 3)
 
@@ -135,16 +133,7 @@ def _roi_align(
 
 
 @_roi_align.register_fake
-def _(
-    input: Tensor,
-    boxes: Tensor,
-    images: Tensor,
-    scale: float,
-    output_size: Sequence[int],
-    sampling_ratio: int,
-    aligned: bool,
-    mode: str,
-) -> Tensor:
+def _(input: Tensor, boxes: Tensor, images: Tensor, scale: float, output_size: Sequence[int], *_: Any) -> Tensor:
     return input.new_empty(boxes.shape[0], input.shape[1], *output_size)
 
 
@@ -185,12 +174,7 @@ def _(
     boxes: Tensor,
     images: Tensor | None,
     shapes: Sequence[int],
-    scales: Sequence[float],
-    thresholds: Sequence[float],
-    sampling_ratio: int,
-    aligned: bool,
-    mode: str,
-    counts: Tensor | None = None,
+    *_: Any,
 ) -> list[Tensor]:
     return [grad.new_empty(n, h, w, c).permute(0, 3, 1, 2) for n, c, h, w in _in_fours(shapes)]
 

@@ -17,6 +17,8 @@ What decides a result, on every device:
   scores are ordinary: +inf comes first, -inf last.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -45,15 +47,7 @@ def _segmented_nms(
 
 
 @_segmented_nms.register_fake
-def _(
-    boxes: Tensor,
-    scores: Tensor,
-    iou_threshold: float,
-    max_keep: int,
-    labels: Tensor | None = None,
-    score_threshold: float | None = None,
-    counts: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
+def _(boxes: Tensor, scores: Tensor, iou_threshold: float, max_keep: int, *_: Any) -> tuple[Tensor, Tensor]:
     segments = boxes.shape[0]
     return (
         boxes.new_empty((segments, max_keep), dtype=torch.int64),

@@ -392,3 +392,10 @@ def test_run_lengths_whose_sum_wraps_are_refused() -> None:
 def test_pictures_of_too_many_pixels_are_refused(size: tuple[int, int]) -> None:
     with pytest.raises(ValueError, match="sizes: expected pictures of fewer than"):
         masks_to_rle(torch.ones(1, 2, 2), torch.zeros(1, 4), size, rule=PasteRule.TORCHVISION, capacity=4)
+
+
+def test_sizes_of_pictures_are_whole_numbers() -> None:
+    with pytest.raises(ValueError, match=r"sizes: expected integers \[1, 2\] on cpu, got torch.float32 \[1, 2\]"):
+        masks_to_rle(
+            torch.ones(1, 2, 2), torch.zeros(1, 4), torch.ones(1, 2) * 9.7, rule=PasteRule.TORCHVISION, capacity=4
+        )

@@ -5,9 +5,9 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["area", "clip", "decode", "encode", "intersection", "iou", "is_valid"]
+from ...kernels.decoding import MAX_LOG_SCALE
 
-MAX_LOG_SCALE = math.log(1000 / 16)  # a delta never scales a box by more than this
+__all__ = ["area", "clip", "decode", "encode", "intersection", "iou", "is_valid"]
 
 
 def decode(deltas: Tensor, boxes: Tensor, weights: tuple[float, float]) -> Tensor:

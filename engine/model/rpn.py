@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 
 from ...kernels import proposals, segmented_nms
-from . import boxes as B
 from .anchors import Anchors
 from .config import AnchorConfig, RPNConfig
 from .layers import ConvNorm, relu
@@ -76,7 +75,6 @@ class RPN(nn.Module):
             image_sizes,
             capacity=config.pre_nms,
             min_size=config.min_size,
-            max_log_scale=B.MAX_LOG_SCALE,
         )
         keep, _ = segmented_nms(
             boxes, scores, config.nms_threshold, min(config.pre_nms, config.post_nms), score_threshold=-torch.inf

@@ -6,9 +6,8 @@ levels are equal to the bit; floats agree to a few units in the last place, as t
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from ...kernels.cpu import opencv
+from ...kernels.cpu import opencv, pillow
 from ...kernels.cpu.bilinear import taps
 from ..model.config import InputConfig, ResizeConfig
 from .resize import padded_size, resized_size
@@ -49,10 +48,7 @@ def resize_picture(picture: Bytes, size: tuple[int, int], config: ResizeConfig) 
         return picture
     height, width = size
     if config.antialias and config.quantize:
-        image = Image.fromarray(picture)
-        # One axis at a time: from Pillow 13 on the order of both depends on the size (python-pillow/Pillow#9549).
-        image = image.resize((width, image.height), Image.Resampling.BILINEAR)
-        return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
+        return pillow.resize(picture, size)
     if config.quantize:
         return opencv.resize(picture, size)
     resample = _filtered if config.antialias else _interpolated

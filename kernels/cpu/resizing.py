@@ -2,14 +2,11 @@
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
-from . import opencv
+from . import opencv, pillow
 from .bilinear import taps
 
 __all__ = ["preprocess"]
@@ -50,7 +47,7 @@ def preprocess(
 
 def _resize(picture: Tensor, size: tuple[int, int], antialias: bool, quantize: bool) -> Tensor:
     if quantize and picture.shape[:2] != size:
-        resize = _resize_as_pillow if antialias else opencv.resize
+        resize = pillow.resize if antialias else opencv.resize
         picture = torch.from_numpy(resize(picture.numpy(force=True), size)).to(picture.device)
     if not antialias and picture[..., 0].numel() > MANY * size[0] * size[1]:
         return _gathered(picture, size)
@@ -80,11 +77,3 @@ def _interpolate(x: Tensor, size: tuple[int, int], antialias: bool) -> Tensor:
         column = F.interpolate(x, (x.shape[2], 1), mode="bilinear", align_corners=False, antialias=True)
         return _interpolate(column.repeat(1, 1, 1, 2), (height, 2), antialias)[..., :1]
     return F.interpolate(x, size, mode="bilinear", align_corners=False, antialias=antialias)
-
-
-def _resize_as_pillow(picture: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
-    height, width = size
-    image = Image.fromarray(np.ascontiguousarray(picture))
-    # One axis at a time: from Pillow 13 on the order of both depends on the size (python-pillow/Pillow#9549).
-    image = image.resize((width, image.height), Image.Resampling.BILINEAR)
-    return np.array(image.resize((width, height), Image.Resampling.BILINEAR))

@@ -401,10 +401,8 @@ def roi_pool(
         size = (corners[:, 2:] - corners[:, :2] + 1).clamp(min=1.0)
         edges = []
         for axis, bins, extent in ((1, h, height), (0, w, width)):
-            start, step = (
-                corners[:, axis, None],
-                size[:, axis, None] / size.new_full((), bins),
-            )  # by a number, CUDA multiplies with its inverse
+            start = corners[:, axis, None]
+            step = size[:, axis, None] / size.new_full((), bins)  # by a number, CUDA multiplies with its inverse
             number = torch.arange(bins, dtype=size.dtype, device=size.device)
             edges.append(((number * step).floor() + start).clamp(0, extent).long())  # [k, bins]
             edges.append((((number + 1) * step).ceil() + start).clamp(0, extent).long())

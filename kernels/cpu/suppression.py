@@ -19,6 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..rounding import not_above
+
 __all__ = ["segmented_nms"]
 
 Floats = NDArray[np.floating]
@@ -58,7 +60,7 @@ def segmented_nms(
     all_boxes = boxes.to(torch.promote_types(boxes.dtype, torch.float32)).numpy()
     all_scores = scores.to(torch.promote_types(scores.dtype, torch.float32)).numpy()
     all_labels = None if labels is None else labels.detach().cpu()
-    threshold = _round_down(iou_threshold, all_boxes.dtype)
+    threshold = not_above(iou_threshold, all_boxes.dtype)
 
     keep = np.full((len(all_boxes), max_keep), -1, dtype=np.int64)
     count = np.zeros(len(all_boxes), dtype=np.int32)
@@ -81,12 +83,6 @@ def segmented_nms(
             keep[segment, : len(kept)] = kept
             count[segment] = len(kept)
     return torch.from_numpy(keep).to(device), torch.from_numpy(count).to(device)
-
-
-def _round_down(threshold: float, dtype: np.dtype) -> np.floating:
-    """The largest number of ``dtype`` that is not above the threshold: ``iou > threshold`` says the same with it."""
-    rounded = dtype.type(threshold)
-    return rounded if float(rounded) <= threshold else np.nextafter(rounded, dtype.type(-np.inf))
 
 
 def _greedy(corners: Floats, groups: Indices | None, threshold: np.floating, max_keep: int) -> Indices:

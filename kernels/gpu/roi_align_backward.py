@@ -337,7 +337,7 @@ def roi_align_backward(
     if not grad.numel() or not n:
         return [grad.new_zeros(plane) for plane in planes]
     fixed = torch.are_deterministic_algorithms_enabled()
-    real = torch.float64 if grad.dtype == torch.float64 else torch.float32
+    real = torch.promote_types(grad.dtype, torch.float32)
     outs = [grad.new_empty(plane) for plane in planes]
     if fixed or grad.dtype != real:
         # All in one buffer, with the largest magnitude, so that one call fills it with zeros.

@@ -234,7 +234,7 @@ def roi_pool_backward(grad: Tensor, argmax: Tensor, shape: Sequence[int]) -> Ten
     """
     n, c, height, width = shape
     k, _, h, w = grad.shape
-    wide = torch.float64 if grad.dtype == torch.float64 else torch.float32
+    wide = torch.promote_types(grad.dtype, torch.float32)
     total = torch.zeros(n, height, width, c, dtype=wide, device=grad.device)
     if grad.numel():
         grid = (k * triton.cdiv(c * h * w, _GRADIENTS),)

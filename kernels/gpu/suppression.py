@@ -22,6 +22,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..dispatch import current_device
+from ..rounding import not_above
 from .arithmetic import is_finite
 from .suppression_greedy import greedy_kernel, overlap_kernel, scan_kernel, strike_kernel
 
@@ -250,10 +251,7 @@ def _rounded(value: float, dtype: torch.dtype) -> float:
 def _threshold_arguments(iou_threshold: float, dtype: torch.dtype) -> dict[str, Any]:
     """The threshold, rounded down to the dtype of the boxes, as the kernels take it."""
     real: Any = np.float64 if dtype == torch.float64 else np.float32
-    with np.errstate(over="ignore"):
-        threshold = real(iou_threshold)
-    if float(threshold) > iou_threshold:
-        threshold = np.nextafter(threshold, real(-np.inf))
+    threshold = not_above(iou_threshold, real)
     divide = not 2.0**-20 <= threshold <= 2.0**20
     half_gap = 0.0 if divide else float(np.nextafter(threshold, real(np.inf)) - threshold) / 2
     return {"threshold": float(threshold), "half_gap": half_gap, "DIVIDE": divide}

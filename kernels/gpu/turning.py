@@ -87,13 +87,12 @@ def to_channels_last(features: Sequence[Tensor]) -> list[Tensor]:
     Returns:
         The same shapes and values.
     """
-    turned = [f.contiguous(memory_format=torch.channels_last) if not _is_ours(f) else f for f in features]
-    ours = [i for i, feature in enumerate(turned) if _is_ours(feature)]
-    if ours:
-        sources = [turned[i] for i in ours]
-        for i, target in zip(ours, _turned(sources), strict=True):
-            turned[i] = target
-    return turned
+    ours = [_is_ours(feature) for feature in features]
+    turned = iter(_turned([f for f, own in zip(features, ours, strict=True) if own]) if any(ours) else ())
+    return [
+        next(turned) if own else feature.contiguous(memory_format=torch.channels_last)
+        for feature, own in zip(features, ours, strict=True)
+    ]
 
 
 def _is_ours(feature: Tensor) -> bool:
