@@ -79,13 +79,13 @@ def test_anchors_equal_torchvision(sizes: tuple, ratios: tuple) -> None:
     maps = [torch.zeros(1, 1, 200, 264), torch.zeros(1, 1, 13, 17)]  # 800 // 13 = 61, not 64
     generator = rpn.AnchorGenerator(sizes, (ratios,) * 2)
     (expected,) = generator(image_list.ImageList(images, [(800, 1056)]), maps)
-    anchors = Anchors(AnchorConfig(sizes=sizes, aspect_ratios=ratios))
+    anchors = Anchors(AnchorConfig(sizes=sizes, aspect_ratios=ratios), (4, 8, 16, 32, 64))
     found = [anchors.grid(level, (x.shape[2], x.shape[3]), (800, 1056)) for level, x in enumerate(maps)]
     assert torch.equal(torch.cat(found), expected)
 
 
 def test_anchors_of_nominal_stride_and_unrounded() -> None:
-    anchors = Anchors(AnchorConfig(round=False, stride_from_size=False))
+    anchors = Anchors(AnchorConfig(round=False, stride_from_size=False), (4, 8, 16, 32, 64))
     found = anchors.grid(4, (13, 13), (800, 800))[[0, 3 * 13 * 2 + 3 + 1]]
     half = 512 / math.sqrt(0.5) / 2, 512 * math.sqrt(0.5) / 2
     np.testing.assert_allclose(found[0], [-half[0], -half[1], half[0], half[1]], rtol=1e-6)

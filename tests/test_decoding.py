@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.export import Dim
 
 from backends import BACKENDS, use_backend
+from models import SMALL
 from tolerances import decoded_box
 from trimask.engine.model import boxes as B
 from trimask.engine.model.anchors import Anchors
@@ -31,7 +32,7 @@ class Case:
     """Random outputs of a head on `FEATURES`, and the anchors chosen from them."""
 
     def __init__(self, rng: torch.Generator, dtype: torch.dtype = torch.float32, k: int = 50) -> None:
-        self.anchors = Anchors(AnchorConfig(sizes=((8.0,), (16.0,), (32.0,), (64.0,), (128.0,))))
+        self.anchors = Anchors(SMALL.anchors, SMALL.strides)
         self.cells = self.anchors.cells
         count = [rows * columns * 3 for rows, columns in FEATURES]
         logits = [torch.randn(2, n, generator=rng).to(dtype) for n in count]
@@ -265,7 +266,7 @@ def test_the_selection_exports_with_dynamic_sizes(rng: torch.Generator) -> None:
     class Selection(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.rpn = RPN(8, RPNConfig(pre_nms=200, post_nms=100), AnchorConfig())
+            self.rpn = RPN(8, RPNConfig(pre_nms=200, post_nms=100), AnchorConfig(), SMALL.strides)
 
         def forward(self, pyramid: list[Tensor], image_sizes: Tensor) -> tuple[Tensor, Tensor]:
             feature_sizes = [(x.shape[2], x.shape[3]) for x in pyramid]

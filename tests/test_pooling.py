@@ -13,7 +13,7 @@ def test_roi_pool_takes_the_map_that_fits(rng: torch.Generator) -> None:
     side = torch.tensor([20.0, 111, 112, 200, 224, 230, 447, 448, 60])
     boxes = torch.stack([torch.zeros(9), torch.zeros(9), side, side], -1).expand(2, -1, -1)
     levels = [0, 0, 1, 1, 2, 2, 2, 3]
-    found = pool(maps, boxes, torch.tensor([8, 3]), 7, PoolConfig(quantized=True))
+    found = pool(maps, (4, 8, 16, 32), boxes, torch.tensor([8, 3]), 7, PoolConfig(quantized=True))
     assert found.shape == (2, 9, 4, 7, 7)
     for b, count in enumerate((8, 3)):
         for r in range(count):

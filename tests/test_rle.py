@@ -343,7 +343,7 @@ def test_no_masks() -> None:
         ({"sizes": torch.ones(3, 2, dtype=torch.int64)}, "sizes"),
         ({"sizes": (8, 8, 8)}, "sizes"),
         ({"sizes": (1 << 16, 1 << 15)}, "sizes"),
-        ({"sizes": (-1, 8)}, "size"),
+        ({"sizes": (-1, 8)}, "sizes"),
         ({"capacity": -1}, "capacity"),
     ],
 )

@@ -3,12 +3,10 @@
 There are four, at strides 4, 8, 16 and 32, but for those ResNets that do without a feature pyramid.
 """
 
-from typing import Any
-
 from torch import Tensor, nn
 
 from .config import MobileNetV2Config, ResNetConfig
-from .layers import ConvNorm, relu
+from .layers import ConvNorm, norms_of, relu
 
 __all__ = ["BasicBlock", "Bottleneck", "MobileNetV2", "ResNet", "build_backbone"]
 
@@ -31,7 +29,7 @@ class BasicBlock(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, stride: int, dilation: int, config: ResNetConfig) -> None:
         super().__init__()
-        norm: Any = {"norm_eps": config.norm_eps, "norm_groups": config.norm_groups}
+        norm = norms_of(config)
         self.conv1 = ConvNorm(inputs, outputs, 3, stride=stride, dilation=dilation, **norm, activation=relu())
         self.conv2 = ConvNorm(outputs, outputs, 3, dilation=dilation, **norm, activation=relu())
         plain = stride == 1 and inputs == outputs
@@ -47,7 +45,7 @@ class Bottleneck(nn.Module):
 
     def __init__(self, inputs: int, width: int, outputs: int, stride: int, dilation: int, config: ResNetConfig) -> None:
         super().__init__()
-        norm: Any = {"norm_eps": config.norm_eps, "norm_groups": config.norm_groups}
+        norm = norms_of(config)
         filters = {"dilation": dilation, "groups": config.groups}
         stride1, stride3 = (stride, 1) if config.stride_in_1x1 else (1, stride)
         self.conv1 = ConvNorm(inputs, width, 1, stride=stride1, **norm, activation=relu())
@@ -66,7 +64,7 @@ class ResNet(nn.Module):
 
     def __init__(self, config: ResNetConfig) -> None:
         super().__init__()
-        norm: Any = {"norm_eps": config.norm_eps, "norm_groups": config.norm_groups}
+        norm = norms_of(config)
         self.stem: nn.Module = ConvNorm(3, 64, 7, stride=2, **norm, activation=relu())
         self.pool: nn.Module = nn.MaxPool2d(3, 2, 1)
         self.stages = nn.ModuleList()

@@ -1,13 +1,12 @@
 """Feature pyramid network (Lin et al., 2017), and what stands in its place where there is none."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import FPNConfig
-from .layers import ConvNorm
+from .layers import ConvNorm, norms_of
 
 __all__ = ["FPN", "LastMap"]
 
@@ -24,7 +23,7 @@ class FPN(nn.Module):
 
     def __init__(self, inputs: Sequence[int], config: FPNConfig) -> None:
         super().__init__()
-        norm: Any = {"norm_eps": config.norm_eps if config.norm else None, "norm_groups": config.norm_groups}
+        norm = norms_of(config)
         self.lateral = nn.ModuleList(ConvNorm(depth, config.channels, 1, **norm) for depth in inputs)
         self.output = nn.ModuleList(ConvNorm(config.channels, config.channels, 3, **norm) for _ in inputs)
         self.enlarge: nn.Module = Nearest()

@@ -1,7 +1,5 @@
 """The box head and the mask head of Mask R-CNN, on RoI features."""
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -9,7 +7,7 @@ from torch import Tensor, nn
 from ...kernels import segmented_nms
 from . import boxes as B
 from .config import BoxHeadConfig, DetectionConfig, MaskHeadConfig
-from .layers import ConvNorm, relu
+from .layers import ConvNorm, norms_of, relu
 
 __all__ = ["BOX_WEIGHTS", "BoxHead", "MaskHead", "candidates", "select_detections"]
 
@@ -21,7 +19,7 @@ class BoxHead(nn.Module):
 
     def __init__(self, channels: int, num_classes: int, config: BoxHeadConfig) -> None:
         super().__init__()
-        norm: Any = {"norm_eps": config.norm_eps if config.norm else None, "norm_groups": config.norm_groups}
+        norm = norms_of(config)
         self.convs = nn.Sequential()
         for _ in range(config.convs):
             self.convs.append(ConvNorm(channels, config.conv_channels, 3, **norm, activation=relu()))
@@ -60,7 +58,7 @@ class MaskHead(nn.Module):
 
     def __init__(self, channels: int, num_classes: int, config: MaskHeadConfig) -> None:
         super().__init__()
-        norm: Any = {"norm_eps": config.norm_eps if config.norm else None, "norm_groups": config.norm_groups}
+        norm = norms_of(config)
         self.class_agnostic, self.softmax = config.class_agnostic, config.softmax
         self.convs = nn.Sequential()
         for outputs in config.convs:

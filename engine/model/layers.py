@@ -1,14 +1,15 @@
 """The one building block of trunk, pyramid and heads."""
 
 import operator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ...kernels.cpu.winograd import differentiable_conv, worth_it
+from .config import BoxHeadConfig, FPNConfig, MaskHeadConfig, ResNetConfig
 
-__all__ = ["ConvNorm", "relu"]
+__all__ = ["ConvNorm", "norms_of", "relu"]
 
 WINOGRAD_CHANNELS = 128  # from which on it is faster than a direct convolution
 WINOGRAD_PIXELS = 4  # of a batch for each channel, in training, where each step transforms the weights three times
@@ -49,6 +50,12 @@ class _Affine(NamedTuple):
             return known
         scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
         return cls(scale, norm.bias - norm.running_mean * scale, tensors, versions)
+
+
+def norms_of(config: ResNetConfig | FPNConfig | BoxHeadConfig | MaskHeadConfig) -> Any:
+    """The arguments of a :class:`ConvNorm` that say which norm a part of the model has."""
+    there = isinstance(config, ResNetConfig) or config.norm
+    return {"norm_eps": config.norm_eps if there else None, "norm_groups": config.norm_groups}
 
 
 def relu() -> nn.Module:
