@@ -103,7 +103,9 @@ def test_boxes_follow_masks(name: str, seed: int) -> None:
     assert (result.boxes[:, 2:] <= [width, height]).all()
     assert (result.picture.dtype, result.boxes.dtype) == (np.float32, np.float32)
     assert result.picture.min() >= 0
-    assert result.picture.max() <= 255
+    assert result.picture.max() <= 255 * (
+        1 + 2 * np.finfo(np.float32).eps
+    )  # the rounded weights of a sample sum to that
     assert all(np.array_equal(a, b) for a, b in zip(copies, (source.picture, source.masks, source.boxes), strict=True))
     if result.polygons is not None:
         for (corners,), box in zip(result.polygons, result.boxes, strict=True):
