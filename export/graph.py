@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..engine.inference.graph import fold
-from ..engine.model.backbone import ResNet
 from ..engine.model.config import DetectionConfig
 from ..engine.model.heads import BoxHead, candidates
 from ..engine.model.mask_rcnn import MaskRCNN, to_original
@@ -147,8 +146,7 @@ class ExportGraph(nn.Module):
             config.sampling_ratio,
             config.aligned,
         )
-        if isinstance(self.model.backbone, ResNet):
-            pooled = self.model.backbone.on_rois(pooled)
+        pooled = self.model.on_rois(pooled)
         capacity = boxes.shape[0] * boxes.shape[1]
         whole = [x.new_zeros(capacity, *x.shape[1:]).index_put((rows,), x) for x in head(pooled, rows)]
         return [x.unflatten(0, boxes.shape[:2]) for x in whole]

@@ -18,9 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
-from matching import Found
+from matching import Found, differences, of_result
+from trimask import Predictor
 from trimask.engine.model import presets
 from trimask.engine.model.checkpoints import family, load_model
 from trimask.engine.model.checkpoints.coco import COCO_CATEGORY_IDS, COCO_NAMES
@@ -29,7 +31,7 @@ from trimask.engine.model.checkpoints.mmdet import MMDET
 from trimask.engine.model.config import MaskRCNNConfig
 from trimask.engine.model.mask_rcnn import MaskRCNN
 
-__all__ = ["KINDS", "OPTIONS", "PICTURES", "detections", "loaded", "photograph", "with_group_norms"]
+__all__ = ["KINDS", "PICTURES", "assert_recorded", "photograph", "with_group_norms"]
 
 PICTURES = ("astronaut", "chelsea")  # scikit-image's; one is shrunk, the other grows
 OPTIONS = {"min_size": 480, "max_size": 800, "max_detections": 50}
@@ -71,6 +73,18 @@ KINDS = {
 
 def recorded(peer: str) -> Path:
     return Path(__file__).with_name(f"recorded_{peer}.json.gz")
+
+
+def assert_recorded(peer: str, kind: str, folder: Path) -> None:
+    """We find in every picture what the peer has found."""
+    pytest.importorskip("skimage")
+    pytest.importorskip("pycocotools")
+    predictor, most = Predictor(loaded(peer, kind, folder), device="cpu"), OPTIONS["max_detections"]
+    for name in PICTURES:
+        expected = detections(peer, kind, name)
+        assert len(expected.scores) == most
+        assert expected.masks.any()
+        assert differences(of_result(predictor.predict(photograph(name))), expected, capacity=most) == []
 
 
 def detections(peer: str, kind: str, name: str) -> Found:

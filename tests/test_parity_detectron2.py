@@ -12,7 +12,7 @@ import torch
 import trimask
 from matching import Found, differences, of_result
 from models import golden_checkpoint
-from record_peers import KINDS, OPTIONS, PICTURES, detections, loaded, photograph, with_group_norms
+from record_peers import KINDS, assert_recorded, with_group_norms
 from trimask.benchmarks.networks import drawn, random_detectron2
 from trimask.benchmarks.peers import detectron2
 from trimask.engine.model import presets
@@ -45,17 +45,7 @@ def decode(found: dict[str, Any]) -> Found:
 @pytest.mark.parametrize("kind", KINDS["detectron2"])
 def test_every_detection_of_other_kinds(kind: str, tmp_path: Path) -> None:
     """Without a pyramid, or with group norms; recorded on other pictures."""
-    pytest.importorskip("skimage")
-    pytest.importorskip("pycocotools")
-    predictor = trimask.Predictor(loaded("detectron2", kind, tmp_path), device="cpu")
-    for name in PICTURES:
-        expected = detections("detectron2", kind, name)
-        assert len(expected.scores) == OPTIONS["max_detections"]
-        assert expected.masks.any()
-        assert (
-            differences(of_result(predictor.predict(photograph(name))), expected, capacity=OPTIONS["max_detections"])
-            == []
-        )
+    assert_recorded("detectron2", kind, tmp_path)
 
 
 @pytest.mark.parametrize("style", ["caffe", "pytorch", "ResNeXt", "C4", "DC5", "group norms"])

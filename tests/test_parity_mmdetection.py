@@ -8,7 +8,7 @@ import torch
 
 import trimask
 from matching import Found, differences, of_result
-from record_peers import KINDS, OPTIONS, PICTURES, detections, loaded, photograph, with_group_norms
+from record_peers import KINDS, PICTURES, assert_recorded, photograph, with_group_norms
 from trimask.benchmarks.networks import drawn, random_mmdetection
 from trimask.benchmarks.peers import mmdetection
 from trimask.engine.model import presets
@@ -16,17 +16,7 @@ from trimask.engine.model import presets
 
 @pytest.mark.parametrize("kind", KINDS["mmdetection"])
 def test_every_detection(kind: str, tmp_path: Path) -> None:
-    pytest.importorskip("skimage")
-    pytest.importorskip("pycocotools")
-    predictor = trimask.Predictor(loaded("mmdetection", kind, tmp_path), device="cpu")
-    for name in PICTURES:
-        expected = detections("mmdetection", kind, name)
-        assert len(expected.scores) == OPTIONS["max_detections"]
-        assert expected.masks.any()
-        assert (
-            differences(of_result(predictor.predict(photograph(name))), expected, capacity=OPTIONS["max_detections"])
-            == []
-        )
+    assert_recorded("mmdetection", kind, tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["pytorch", "caffe", "ResNeXt", "C4", "group norms"])

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ...engine.model import presets
 from ...engine.model.checkpoints import family
-from ...engine.model.checkpoints.detectron2 import DETECTRON2
+from ...engine.model.checkpoints.detectron2 import DETECTRON2, preset_of
+from ...engine.model.checkpoints.mapping import Layout
 from ...engine.model.config import MaskRCNNConfig, ResNetConfig
 from ...engine.model.mask_rcnn import MaskRCNN
 from ..installed import optional
@@ -24,16 +24,10 @@ __all__ = ["detecting", "twin", "unlike"]
 
 def unlike(config: MaskRCNNConfig) -> str:
     """The parts of a config that Detectron2's models have otherwise, in words; "" where it can run the weights."""
-    parts = unlike_preset(config, _preset(config)(config.class_names, config.category_ids))
+    parts = unlike_preset(config, preset_of(Layout.of(config))(config.class_names, config.category_ids))
     if depth(config.backbone) is None:
         parts.append("backbone")
     return ", ".join(parts)
-
-
-def _preset(config: MaskRCNNConfig) -> Callable[..., MaskRCNNConfig]:
-    if config.fpn is not None:
-        return presets.detectron2
-    return presets.detectron2_c4 if config.backbone.last_on_rois else presets.detectron2_dc5
 
 
 def twin(source: MaskRCNN) -> torch.nn.Module:

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ...engine.model import presets
 from ...engine.model.checkpoints import family
-from ...engine.model.checkpoints.mmdet import MMDET
+from ...engine.model.checkpoints.mapping import Layout
+from ...engine.model.checkpoints.mmdet import MMDET, preset_of
 from ...engine.model.config import MaskRCNNConfig, ResNetConfig
 from ...engine.model.mask_rcnn import MaskRCNN
 from ..installed import optional
@@ -27,8 +27,7 @@ _GROUP_NORMS = "gn/mask-rcnn_r50_fpn_gn-all_2x_coco.py"
 
 def unlike(config: MaskRCNNConfig) -> str:
     """The parts of a config that MMDetection's models have otherwise, in words; "" where it can run the weights."""
-    preset = presets.mmdet_c4 if config.backbone.last_on_rois else presets.mmdet
-    parts = unlike_preset(config, preset(config.class_names, config.category_ids))
+    parts = unlike_preset(config, preset_of(Layout.of(config))(config.class_names, config.category_ids))
     if depth(config.backbone) is None:
         parts.append("backbone")
     if config.fpn is not None and any(len(sizes) != 1 for sizes in config.anchors.sizes):

@@ -144,8 +144,11 @@ class MaskRCNN(nn.Module):
         pooled = pool(pyramid[:4], self.config.strides[:4], rois, count, resolution, self.config.pool)
         if not self.config.backbone.last_on_rois:
             return pooled
-        assert isinstance(self.backbone, ResNet)
-        return self.backbone.on_rois(pooled.flatten(0, 1)).unflatten(0, rois.shape[:2])
+        return self.on_rois(pooled.flatten(0, 1)).unflatten(0, rois.shape[:2])
+
+    def on_rois(self, pooled: Tensor) -> Tensor:
+        """What the heads see of pooled features [N, C, h, w]: those, or what the stages make of them that see RoIs."""
+        return self.backbone.on_rois(pooled) if isinstance(self.backbone, ResNet) else pooled
 
 
 def to_original(

@@ -155,7 +155,7 @@ def _mask_head(base: MaskHeadConfig, shapes: Shapes, classes: int) -> MaskHeadCo
 
 def describe(config: MaskRCNNConfig) -> str:
     """A line such as ``Mask R-CNN, ResNet-50 FPN, 80 classes``."""
-    trunk, grouped = "MobileNetV2", False
+    trunk = "MobileNetV2"
     if isinstance(config.backbone, ResNetConfig):
         depths = DEPTHS[config.backbone.bottleneck]
         depth = next((name for name, blocks in depths.items() if blocks == config.backbone.blocks), "?")
@@ -163,10 +163,9 @@ def describe(config: MaskRCNNConfig) -> str:
         trunk = f"ResNet-{depth}" if groups == 1 else f"ResNeXt-{depth}-{groups}x{width}d"
         trunk += "" if groups > 1 or width == 64 else f" (width {width})"
         trunk += " C4" if config.backbone.last_on_rois else " DC5" if config.backbone.dilated else ""
-        norms = (config.backbone, config.fpn, config.box_head, config.mask_head)
-        grouped = any(part is not None and part.norm_groups for part in norms)
     trunk += " FPN" if config.fpn else ""
-    trunk += " with group norms" if grouped else ""
+    parts = (config.backbone, config.fpn, config.box_head, config.mask_head)
+    trunk += " with group norms" if any(part and part.norm_groups for part in parts) else ""
     kind = "Mask R-CNN" if config.mask_head else "Faster R-CNN"
     plural = "es" if config.num_classes > 1 else ""
     return f"{kind}, {trunk}, {config.num_classes} class{plural}"

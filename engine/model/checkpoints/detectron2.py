@@ -6,7 +6,7 @@ ResNeXt, which also divides.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 from torch import Tensor
@@ -17,7 +17,7 @@ from .family import COUNTERS, Conventions, Family
 from .mapping import Layout, Rule, conv_norm
 from .options import Options
 
-__all__ = ["DETECTRON2", "GROUP_NORMS", "with_style"]
+__all__ = ["DETECTRON2", "GROUP_NORMS", "preset_of", "with_style"]
 
 HEAD = "proposal_generator.rpn_head"
 MASK = "roi_heads.mask_head"
@@ -27,11 +27,18 @@ CELLS = "proposal_generator.anchor_generator.cell_anchors"
 GROUP_NORMS = "input is taken to be BGR without a deviation, as of the trunk with group norms; else give a style"
 
 
+def _trunk(pyramid: bool) -> str:
+    return "backbone.bottom_up" if pyramid else "backbone"
+
+
 def _layout(names: Iterable[str]) -> Layout:
     names = set(names)
+    pyramid = not any(name.startswith("backbone.stem.") for name in names)
+    norm = f"{_trunk(pyramid)}.stem.conv1.norm"
     return Layout(
-        pyramid=not any(name.startswith("backbone.stem.") for name in names),
+        pyramid=pyramid,
         last_on_rois=any(name.startswith("roi_heads.res5.") for name in names),
+        group_norms=f"{norm}.weight" in names and f"{norm}.running_var" not in names,
         rpn_convs=1 if f"{HEAD}.conv.weight" in names else 2,
     )
 
@@ -45,7 +52,7 @@ def _stage_rules(number: str, prefix: str) -> tuple[Rule, ...]:
 
 
 def _rules(layout: Layout) -> list[Rule]:
-    trunk = _trunk(layout)
+    trunk = _trunk(layout.pyramid)
     return [
         *conv_norm("backbone.stem", f"{trunk}.stem.conv1", f"{trunk}.stem.conv1.norm"),
         *(_stage_rules("3", "roi_heads.res5") if layout.last_on_rois else ()),
@@ -67,20 +74,24 @@ def _rules(layout: Layout) -> list[Rule]:
     ]
 
 
+def preset_of(layout: Layout) -> Callable[..., MaskRCNNConfig]:
+    """What models of a layout mean by default."""
+    if layout.pyramid:
+        return presets.detectron2
+    return presets.detectron2_c4 if layout.last_on_rois else presets.detectron2_dc5
+
+
 def _conventions(
     names: tuple[str, ...], ids: tuple[int, ...], state: Mapping[str, Tensor], options: Options
 ) -> Conventions:
     layout = _layout(state)
-    preset = presets.detectron2_c4 if layout.last_on_rois else presets.detectron2_dc5
-    config = (presets.detectron2 if layout.pyramid else preset)(names, ids)
-    trunk, imagenet = _trunk(layout), InputConfig()
-    grouped = state.get(f"{trunk}.res2.0.conv2.weight")
+    config, imagenet = preset_of(layout)(names, ids), InputConfig()
+    grouped = state.get(f"{_trunk(layout.pyramid)}.res2.0.conv2.weight")
     resnext = grouped is not None and grouped.shape[1] < 64
-    group_norms = f"{trunk}.stem.conv1.norm.weight" in state and f"{trunk}.stem.conv1.norm.running_var" not in state
     notes: tuple[str, ...] = ()
     if options.style in ("pytorch", "bgr") or (options.style is None and resnext):
         config = with_style(config, imagenet.mean, imagenet.std, stride_in_1x1=False)
-    elif options.style is None and group_norms:
+    elif options.style is None and layout.group_norms:
         config, notes = with_style(config, imagenet.mean, (1.0, 1.0, 1.0), stride_in_1x1=False), (GROUP_NORMS,)
     bgr = options.style != "pytorch"
     if "pixel_mean" in state and "pixel_std" in state:
@@ -92,15 +103,11 @@ def _conventions(
             bgr = mean[0] < mean[2]
         mean, std = (mean[::-1], std[::-1]) if bgr else (mean, std)
         config = replace(config, input=replace(config.input, mean=mean, std=std))
-        if options.style is None and not resnext and not group_norms and std != (1.0, 1.0, 1.0):
+        if options.style is None and not resnext and not layout.group_norms and std != (1.0, 1.0, 1.0):
             # In the model zoo, every trunk whose input is divided by a deviation is one that strides in its 3x3.
             config = with_style(config, mean, std, stride_in_1x1=False)
             notes = ("the stride of a bottleneck is taken to be in the 3x3, as pixel_std is not 1; else give a style",)
     return Conventions(replace(config, anchors=_anchors(config.anchors, state, options)), bgr, notes)
-
-
-def _trunk(layout: Layout) -> str:
-    return "backbone.bottom_up" if layout.pyramid else "backbone"
 
 
 def with_style(

@@ -6,25 +6,26 @@ no deviation, stride in the 1x1): the option ``style`` does. ResNeXt-101-32x8d, 
 neither: BGR, with the deviation, stride in the 3x3; the trunk with group norms is as that, without the deviation.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from torch import Tensor
 
 from .. import presets
-from ..config import InputConfig
+from ..config import InputConfig, MaskRCNNConfig
 from .detectron2 import GROUP_NORMS, with_style
 from .family import Conventions, Family
 from .mapping import Layout, Rule, conv_norm, resnet_rules, stage_rules
 from .options import Options
 
-__all__ = ["MMDET"]
+__all__ = ["MMDET", "preset_of"]
 
 
 def _layout(names: Iterable[str]) -> Layout:
     names = set(names)
+    last_on_rois = any(name.startswith("roi_head.shared_head.") for name in names)
     return Layout(
-        pyramid=not any(name.startswith("roi_head.shared_head.") for name in names),
-        last_on_rois=any(name.startswith("roi_head.shared_head.") for name in names),
+        pyramid=not last_on_rois,
+        last_on_rois=last_on_rois,
         group_norms="backbone.gn1.weight" in names,
         rpn_convs=1 if "rpn_head.rpn_conv.weight" in names else 2,
     )
@@ -52,11 +53,16 @@ def _rules(layout: Layout) -> list[Rule]:
     ]
 
 
+def preset_of(layout: Layout) -> Callable[..., MaskRCNNConfig]:
+    """What models of a layout mean by default."""
+    return presets.mmdet_c4 if layout.last_on_rois else presets.mmdet
+
+
 def _conventions(
     names: tuple[str, ...], ids: tuple[int, ...], state: Mapping[str, Tensor], options: Options
 ) -> Conventions:
     layout = _layout(state)
-    config = (presets.mmdet_c4 if layout.last_on_rois else presets.mmdet)(names, ids)
+    config = preset_of(layout)(names, ids)
     if options.style == "caffe":
         return Conventions(with_style(config, config.input.mean, (1.0, 1.0, 1.0), stride_in_1x1=True), bgr=True)
     if options.style is not None:

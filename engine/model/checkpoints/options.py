@@ -133,8 +133,9 @@ class Options:
 
     def _norms(self, part: Any) -> Any:
         """A part of the model with the norms that are given here; None where there is no such part."""
-        groups = self.norm_groups if part is not None and part.norm_groups else None
-        return None if part is None else _replaced(part, norm_eps=self.norm_eps, norm_groups=groups)
+        if part is None:
+            return None
+        return _replaced(part, norm_eps=self.norm_eps, norm_groups=self.norm_groups if part.norm_groups else None)
 
     def _anchors(self, anchors: AnchorConfig) -> AnchorConfig:
         if self.anchor_sizes is not None:
