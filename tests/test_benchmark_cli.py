@@ -31,7 +31,7 @@ from trimask.cli import main
 from trimask.engine.model.checkpoints import load_model
 from trimask.engine.model.config import ResNetConfig
 from trimask.engine.model.mask_rcnn import MaskRCNN
-from trimask.engine.model.presets import detectron2, mmdet, torchvision_v1
+from trimask.engine.model.presets import detectron2, detectron2_c4, detectron2_dc5, mmdet, mmdet_c4, torchvision_v1
 from trimask.kernels.paste_rule import PasteRule
 
 PATH = os.pathsep.join(filter(None, sys.path))  # where the package is, also for another process
@@ -411,6 +411,7 @@ def test_torchvision_runs_what_means_the_same_there() -> None:
     assert torchvision_peer.unlike(load_model("people").config) == torchvision_peer.unlike(v1) == ""
     assert torchvision_peer.unlike(replace(v1, mask_head=None)) == "mask_head"
     assert torchvision_peer.unlike(replace(v1, anchors=replace(v1.anchors, aspect_ratios=(1.0,)))) == "anchors"
+    assert torchvision_peer.unlike(replace(v1, backbone=ResNetConfig(norm_groups=32))) == "backbone"
     assert "paste" in torchvision_peer.unlike(detectron2(("a",), (1,)))
 
 
@@ -423,6 +424,11 @@ def test_detectron2_runs_what_means_the_same_there() -> None:
     assert detectron2_peer.unlike(replace(config, backbone=ResNetConfig((1, 1, 1, 1)))) == "backbone"
     assert "backbone" in detectron2_peer.unlike(load_model("people").config)
     assert "anchors" in detectron2_peer.unlike(torchvision_v1(("a",), (1,)))
+    assert (
+        detectron2_peer.unlike(detectron2_c4(("a",), (1,)))
+        == detectron2_peer.unlike(detectron2_dc5(("a",), (1,)))
+        == ""
+    )
 
 
 def test_mmdetection_runs_what_means_the_same_there() -> None:
@@ -432,6 +438,8 @@ def test_mmdetection_runs_what_means_the_same_there() -> None:
     assert mmdetection_peer.unlike(detectron2(("a",), (1,))) == "input, pool"
     two = replace(config.anchors, sizes=((32.0, 64.0),) * 5)
     assert mmdetection_peer.unlike(replace(config, anchors=two)) == "anchors"
+    assert mmdetection_peer.unlike(mmdet_c4(("a",), (1,))) == ""
+    assert mmdetection_peer.unlike(detectron2_dc5(("a",), (1,))) == "fpn"
 
 
 def test_a_peer_that_cannot_be_imported_is_none(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,8 @@ def unlike_preset(config: MaskRCNNConfig, preset: MaskRCNNConfig) -> list[str]:
     Free is what every peer can be told: sizes of pictures and of anchors, counts and thresholds; and, of the trunk and
     of a normalisation, all.
     """
+    if config.strides != preset.strides:  # the rest of one would not even fit the other
+        return ["fpn"]
     resize, rpn, limits = config.input.resize, config.rpn, config.detection
     scaled = replace(preset.input.resize, min_size=resize.min_size, max_size=resize.max_size)
     like = replace(

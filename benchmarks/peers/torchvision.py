@@ -41,7 +41,7 @@ def unlike(config: MaskRCNNConfig) -> str:
     parts = [one.name for one in fields(config) if getattr(config, one.name) != getattr(like, one.name)]
     trunk = config.backbone
     if not isinstance(trunk, MobileNetV2Config):
-        other = trunk.stride_in_1x1 or trunk.groups > 1 or depth(trunk) is None
+        other = trunk.stride_in_1x1 or trunk.groups > 1 or trunk.norm_groups > 0 or depth(trunk) is None
         parts += ["anchors"] * (like.anchors != v1.anchors) + ["backbone"] * other
     if config.mask_head is None:
         parts.append("mask_head")
