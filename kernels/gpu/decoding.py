@@ -17,6 +17,7 @@ from torch import Tensor
 from ..dispatch import current_device
 from .arithmetic import is_finite
 from .roi_geometry import select
+from .sizes import cdiv
 
 __all__ = ["proposals"]
 
@@ -131,7 +132,7 @@ def proposals(
     if not out_scores.numel():
         return boxes, out_scores
     with current_device(cells.device):
-        _proposals_kernel[(segments * triton.cdiv(capacity, _BLOCK),)](
+        _proposals_kernel[(segments * cdiv(capacity, _BLOCK),)](
             # The network's outputs and those of topk are contiguous already.
             score_ptrs=tuple(x.contiguous() for x in scores),
             index_ptrs=tuple(x.contiguous() for x in indices),

@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..dispatch import current_device
+from .sizes import cdiv, next_power_of_2
 
 __all__ = ["add_bias", "pool_bias_relu"]
 
@@ -143,7 +144,7 @@ def add_bias(x: Tensor, bias: Tensor, residual: Tensor | None, relu: bool) -> Te
         kind = "same" if (low_height, low_width) == (height, width) else "nearest"
     if x.numel():
         with current_device(x.device):
-            _add_bias_kernel[(triton.cdiv(x.numel(), _BLOCK),)](
+            _add_bias_kernel[(cdiv(x.numel(), _BLOCK),)](
                 x_ptr=x,
                 bias_ptr=bias,
                 residual_ptr=x if residual is None else residual,
@@ -173,9 +174,9 @@ def pool_bias_relu(x: Tensor, bias: Tensor) -> Tensor:
     if out.numel():
         with current_device(x.device):
             pixels = out.numel() // channels
-            padded = triton.next_power_of_2(channels)
+            padded = next_power_of_2(channels)
             rows = max(1, _BLOCK // padded)
-            _pool_kernel[(triton.cdiv(pixels, rows),)](
+            _pool_kernel[(cdiv(pixels, rows),)](
                 x_ptr=x,
                 bias_ptr=bias,
                 out_ptr=out,

@@ -18,6 +18,7 @@ from torch import Tensor
 from ..dispatch import current_device
 from ..paste_rule import PasteRule
 from .arithmetic import divide, is_finite
+from .sizes import cdiv
 
 __all__ = ["box_region", "cells_beside", "is_inside", "mask_probabilities", "paste_arguments", "paste_masks"]
 
@@ -243,7 +244,7 @@ def paste_masks(
     rows, columns = (_PACKED_ROWS, _PACKED_BYTES) if packed else (_ROWS, _COLUMNS)
     if out.numel():
         with current_device(out.device):
-            _paste_kernel[(shape[0] * triton.cdiv(height, rows),)](
+            _paste_kernel[(shape[0] * cdiv(height, rows),)](
                 out_ptr=out,
                 height=height,
                 width=width,
@@ -264,7 +265,7 @@ def mask_probabilities(logits: Tensor, labels: Tensor | None) -> Tensor:
     out = torch.empty((count, cells, cells), dtype=real, device=logits.device)
     if out.numel():
         with current_device(out.device):
-            _probabilities_kernel[(count * triton.cdiv(cells * cells, _PROBABILITIES),)](
+            _probabilities_kernel[(count * cdiv(cells * cells, _PROBABILITIES),)](
                 out_ptr=out,
                 logits_ptr=logits,
                 labels_ptr=labels,

@@ -30,6 +30,7 @@ from torch import Tensor
 
 from ..dispatch import current_device
 from .arithmetic import divide
+from .sizes import cdiv
 
 __all__ = ["preprocess"]
 
@@ -388,7 +389,7 @@ def _resize_antialiased(
     weights = torch.empty(
         width * taps_x + height * taps_y, dtype=torch.int32 if quantize else torch.float32, device=out.device
     )
-    _weights_kernel[(triton.cdiv(width, _WEIGHTS) + triton.cdiv(height, _WEIGHTS),)](
+    _weights_kernel[(cdiv(width, _WEIGHTS) + cdiv(height, _WEIGHTS),)](
         first_ptr=first,
         weights_ptr=weights,
         width_in=width_in,
@@ -435,7 +436,7 @@ def _resize_antialiased(
 
 def _grid(out: Tensor) -> tuple[int]:
     """Programs for the tiles of `[height, width, 3]`."""
-    return (triton.cdiv(out.shape[0], _ROWS) * triton.cdiv(out.shape[1] * 3, _COLUMNS),)
+    return (cdiv(out.shape[0], _ROWS) * cdiv(out.shape[1] * 3, _COLUMNS),)
 
 
 def _pixels(picture: Tensor, flip: bool) -> dict[str, object]:

@@ -33,6 +33,7 @@ from .roi_geometry import (
     select_scale,
 )
 from .roi_samples import pool_samples
+from .sizes import cdiv, next_power_of_2
 from .turning import to_channels_last
 
 __all__ = ["roi_align"]
@@ -199,14 +200,14 @@ def roi_align(
             separable_roi_align(features, boxes, counts, sampling, out)
             return out
     vector = 16 // out.element_size()
-    channels = min(_PLANES if planar else _PIXEL_BYTES // out.element_size(), triton.next_power_of_2(c))
+    channels = min(_PLANES if planar else _PIXEL_BYTES // out.element_size(), next_power_of_2(c))
     threads = 1 if planar else min(channels // gcd(c, vector, channels), 32)  # of a bin
     bins = _BINS * 32 * (1 if planar else _WARPS) // threads
     total = k * h * w
-    programs, blocks = triton.cdiv(total, bins), triton.cdiv(c, channels)
+    programs, blocks = cdiv(total, bins), cdiv(c, channels)
     span = min(max(programs * blocks // _PROGRAMS, 1), blocks)
     with current_device(out.device):
-        _roi_align_kernel[(programs * triton.cdiv(blocks, span),)](
+        _roi_align_kernel[(programs * cdiv(blocks, span),)](
             features=tuple(features),
             out_ptr=out,
             total=total,

@@ -36,6 +36,7 @@ from .roi_geometry import (
     select,
     select_scale,
 )
+from .sizes import cdiv, next_power_of_2
 
 __all__ = ["roi_align_backward"]
 
@@ -341,7 +342,7 @@ def roi_align_backward(
     outs = [grad.new_empty(plane) for plane in planes]
     if fixed or grad.dtype != real:
         # All in one buffer, with the largest magnitude, so that one call fills it with zeros.
-        sizes = [_ROUNDED * triton.cdiv(prod(plane), _ROUNDED) for plane in planes]
+        sizes = [_ROUNDED * cdiv(prod(plane), _ROUNDED) for plane in planes]
         *totals, largest = torch.zeros(sum(sizes) + 1, dtype=torch.int64 if fixed else real, device=grad.device).split(
             [*sizes, 1]
         )
@@ -350,14 +351,14 @@ def roi_align_backward(
         torch._foreach_zero_(outs)
     if sampling.mode == "max":
         features = [feature.contiguous(memory_format=torch.channels_last) for feature in features]
-    channels = min(_CHANNELS, triton.next_power_of_2(c))
+    channels = min(_CHANNELS, next_power_of_2(c))
     bins = k * h * w
     # Magnitudes below 4, of as many bins, add up to less than 2^62.
     unit = 2.0 ** (60 - (bins - 1).bit_length())
     pyramid = pyramid_arguments(shapes, grad.dtype, sampling)
     with current_device(grad.device):
         for measure in (True, False) if fixed else (False,):
-            _roi_align_backward_kernel[(triton.cdiv(bins, _BINS) * triton.cdiv(c, channels),)](
+            _roi_align_backward_kernel[(cdiv(bins, _BINS) * cdiv(c, channels),)](
                 totals=tuple(totals),
                 largest_ptr=largest,
                 grad_ptr=grad,

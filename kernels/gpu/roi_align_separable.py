@@ -40,6 +40,7 @@ from .roi_geometry import (
     select_scale,
 )
 from .roi_samples import pool_samples
+from .sizes import cdiv, next_power_of_2
 
 __all__ = ["is_able", "is_faster", "separable_roi_align"]
 
@@ -304,11 +305,11 @@ def separable_roi_align(
         out: `[N * R, h, w, C]`, contiguous, not empty, in the features' dtype: all of it is written.
     """
     k, h, w, c = out.shape
-    columns = triton.next_power_of_2(w)
+    columns = next_power_of_2(w)
     rows = _BINS // columns
-    channels = min(_CHANNELS, max(16, triton.next_power_of_2(c)))
+    channels = min(_CHANNELS, max(16, next_power_of_2(c)))
     with current_device(out.device):
-        _roi_align_separable_kernel[(k * triton.cdiv(h, rows) * triton.cdiv(c, channels),)](
+        _roi_align_separable_kernel[(k * cdiv(h, rows) * cdiv(c, channels),)](
             features=tuple(features),
             out_ptr=out,
             **roi_arguments(boxes, None, counts, len(features[0])),

@@ -23,6 +23,7 @@ from torch import Tensor
 from ..dispatch import current_device
 from .arithmetic import divide, is_finite
 from .roi_geometry import ROI_ARGUMENTS, load_roi, roi_arguments
+from .sizes import cdiv, next_power_of_2
 from .turning import to_channels_last
 
 __all__ = ["roi_pool", "roi_pool_backward"]
@@ -198,8 +199,8 @@ def roi_pool(
     argmax = torch.empty(values.shape, dtype=torch.int64, device=values.device)
     if values.numel():
         (feature,) = to_channels_last([feature])
-        bins, block_channels = (min(n, triton.next_power_of_2(of)) for n, of in ((_BINS, h * w), (_CHANNELS, c)))
-        grid = (k * triton.cdiv(h * w, bins) * triton.cdiv(c, block_channels),)
+        bins, block_channels = (min(n, next_power_of_2(of)) for n, of in ((_BINS, h * w), (_CHANNELS, c)))
+        grid = (k * cdiv(h * w, bins) * cdiv(c, block_channels),)
         with current_device(feature.device):
             _roi_pool_kernel[grid](
                 values_ptr=values,
@@ -237,7 +238,7 @@ def roi_pool_backward(grad: Tensor, argmax: Tensor, shape: Sequence[int]) -> Ten
     wide = torch.promote_types(grad.dtype, torch.float32)
     total = torch.zeros(n, height, width, c, dtype=wide, device=grad.device)
     if grad.numel():
-        grid = (k * triton.cdiv(c * h * w, _GRADIENTS),)
+        grid = (k * cdiv(c * h * w, _GRADIENTS),)
         with current_device(grad.device):
             _roi_pool_backward_kernel[grid](
                 total_ptr=total,

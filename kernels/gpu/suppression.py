@@ -12,7 +12,7 @@ torch sorts the scores, stable; `_rank_kernel` brings the boxes into that order 
 Once a segment has `max_keep` boxes, or its scores fall below their threshold, what is launched for it ends at once.
 """
 
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from torch import Tensor
 from ..dispatch import current_device
 from ..rounding import not_above
 from .arithmetic import is_finite
+from .sizes import cdiv, next_power_of_2
 from .suppression_greedy import greedy_kernel, overlap_kernel, scan_kernel, strike_kernel
 
 __all__ = ["segmented_nms"]
@@ -125,7 +126,7 @@ def segmented_nms(
     if not (segments and n and max_keep):
         return keep.fill_(-1), count.zero_()
     real = torch.promote_types(boxes.dtype, torch.float32)
-    words = triton.cdiv(n, 32)
+    words = cdiv(n, 32)
     few = max_keep <= _FEW
     chunk = _chunk(segments, words, _SHORT if few else _LONG)
     ranked = new((segments, 5, words * 32), dtype=real)
@@ -139,12 +140,12 @@ def segmented_nms(
     outputs: dict[str, Any] = {"keep_ptr": keep, "count_ptr": count, "max_keep": max_keep}
     pairs = {"labels_ptr": ranked_labels, **_threshold_arguments(iou_threshold, real)}
     widest = max(real.itemsize, 0 if ranked_labels is None else ranked_labels.itemsize)
-    rows = min(_ROWS * 4 // widest, triton.next_power_of_2(chunk * 32))
+    rows = min(_ROWS * 4 // widest, next_power_of_2(chunk * 32))
     tile: dict[str, Any] = {"ROWS": rows, "PART": _PART}
     options: dict[str, Any] = {"num_warps": _WARPS, "enable_fp_fusion": False}
     with current_device(boxes.device):
         sorted_scores, order = torch.sort(scores.contiguous(), dim=1, descending=True, stable=True)
-        _rank_kernel[(segments * triton.cdiv(max(words * 32, max_keep), _RANKS),)](
+        _rank_kernel[(segments * cdiv(max(words * 32, max_keep), _RANKS),)](
             **outputs,
             ranked_ptr=ranked,
             ranked_labels_ptr=ranked_labels,
@@ -167,7 +168,7 @@ def segmented_nms(
             **options,
         )
         for start in range(0, chunk if few else words, chunk):
-            overlap_kernel[(segments * triton.cdiv(chunk * 32, rows) * chunk,)](
+            overlap_kernel[(segments * cdiv(chunk * 32, rows) * chunk,)](
                 **pairs,
                 **tile,
                 overlaps_ptr=overlaps,
@@ -192,13 +193,13 @@ def segmented_nms(
                 chunk=chunk,
                 width=chunk * 32,
                 list_length=list_length,
-                WORDS=max(32, triton.next_power_of_2(chunk)),
+                WORDS=max(32, next_power_of_2(chunk)),
                 **{**options, "num_warps": _WARPS if chunk <= 64 else 4 * _WARPS},
             )
             later = words - start - chunk
             if later > 0 and not few:
-                splits = triton.cdiv(chunk * 32, _SPLIT)
-                strike_kernel[(segments * triton.cdiv(later * 32, rows) * splits,)](
+                splits = cdiv(chunk * 32, _SPLIT)
+                strike_kernel[(segments * cdiv(later * 32, rows) * splits,)](
                     **pairs,
                     **tile,
                     ranked_ptr=ranked,
@@ -224,7 +225,7 @@ def segmented_nms(
                 words=words,
                 start=chunk,
                 list_length=list_length,
-                KEPT=max(32, triton.next_power_of_2(max_keep)),
+                KEPT=max(32, next_power_of_2(max_keep)),
                 **options,
             )
     return keep, count
@@ -243,11 +244,13 @@ def _comparable(dtype: torch.dtype) -> torch.dtype:
     return torch.int64 if dtype.itemsize == 8 else torch.int32
 
 
+@cache
 def _rounded(value: float, dtype: torch.dtype) -> float:
     """A number in the dtype of the tensor that it is compared with, as torch does it."""
     return float(torch.tensor(value, dtype=torch.float64, device="cpu").to(dtype).double().numpy())
 
 
+@cache
 def _threshold_arguments(iou_threshold: float, dtype: torch.dtype) -> dict[str, Any]:
     """The threshold, rounded down to the dtype of the boxes, as the kernels take it."""
     real: Any = np.float64 if dtype == torch.float64 else np.float32

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..dispatch import current_device
 from .roi_geometry import select
+from .sizes import cdiv, next_power_of_2
 
 __all__ = ["to_channels_last"]
 
@@ -107,8 +108,8 @@ def _turned(sources: Sequence[Tensor]) -> list[Tensor]:
     targets = [torch.empty_like(source, memory_format=torch.channels_last) for source in sources]
     itemsize = sources[0].itemsize
     integer = _INTEGERS[itemsize]
-    channels, pixels = min(_CHANNELS, triton.next_power_of_2(c)), _ROW_BYTES // itemsize
-    tiles = sum(triton.cdiv(source[0, 0].numel(), pixels) for source in sources) * n * triton.cdiv(c, channels)
+    channels, pixels = min(_CHANNELS, next_power_of_2(c)), _ROW_BYTES // itemsize
+    tiles = sum(cdiv(source[0, 0].numel(), pixels) for source in sources) * n * cdiv(c, channels)
     with current_device(sources[0].device):
         _turning_kernel[(tiles,)](
             sources=tuple(source.view(integer) for source in sources),
