@@ -5,8 +5,9 @@
 
 ``DATA`` holds ``pennfudan/`` and ``coco_open/``, each with ``images/`` and COCO files
 ``annotations/instances_train.json`` and ``instances_val.json``, and ``weights/mobilenet_v2_imagenet_dequantized.pth``,
-an ImageNet classifier with torchvision's names; engine/model/weights/people.md says what they are. The weights that are kept are
-those of the last iteration: nothing is chosen by the validation pictures. Further options go to ``trimask train``.
+an ImageNet classifier with torchvision's names; engine/model/weights/people.md says what they are. The weights that are
+kept are those of the last iteration: nothing is chosen by the validation pictures. Further options go to
+``trimask train``.
 """
 
 import argparse
