@@ -133,7 +133,8 @@ def run(options: argparse.Namespace) -> int:
             )
             console.print(
                 f"{len(data)} pictures to learn from, {len(validation) if validation else 'none'} to evaluate on, "
-                f"classes: {', '.join(data.class_names)}; iteration {trainer.iteration} of {config.iterations}",
+                f"classes: {', '.join(data.class_names)}; iteration {trainer.iteration} of {config.iterations}, "
+                f"{config.optimizer} at a rate of {config.peak_rate():.2g}",
                 soft_wrap=True,
             )
             outcome = trainer.run()

@@ -34,7 +34,17 @@ TINY = replace(
 )
 LOSS = LossConfig(rpn_samples=32, roi_samples=16, pre_nms=50, post_nms=20)
 SIX = TrainConfig(
-    iterations=6, batch=2, workers=0, seed=5, learning_rate=0.01, warmup=2, log_every=2, save_every=0, samples=1
+    iterations=6,
+    batch=2,
+    workers=0,
+    seed=5,
+    optimizer="sgd",
+    learning_rate=0.01,
+    weight_decay=1e-4,
+    warmup=2,
+    log_every=2,
+    save_every=0,
+    samples=1,
 )
 ALONE = Processes(0, 1, torch.device("cpu"))
 

@@ -10,7 +10,7 @@ from runs import SIX, TINY, begin
 from trimask.engine.training.config import TrainConfig
 from trimask.engine.training.optimizing import MovingAverage, freeze, learning_rate, make_optimizer, training_mode
 
-TEN = TrainConfig(iterations=100, batch=4, reference_batch=16, learning_rate=0.4, warmup=10)  # 0.1 for this batch
+TEN = TrainConfig(iterations=100, batch=4, optimizer="sgd", learning_rate=0.4, warmup=10)  # 0.1 for this batch
 
 
 @pytest.mark.parametrize(
@@ -22,8 +22,21 @@ TEN = TrainConfig(iterations=100, batch=4, reference_batch=16, learning_rate=0.4
         (replace(TEN, schedule="cosine"), {99: 0.1 * 0.00024671981713, 100: 0.0}),
         (replace(TEN, schedule="constant"), {0: 1e-4, 10: 0.1, 99: 0.1}),
         (replace(TEN, batch=32), {50: 0.8}),
+        (replace(TEN, optimizer="adamw"), {0: 2e-4, 50: 0.2}),
+        (replace(TEN, learning_rate=None, warmup=None), {0: 5e-6, 9: 0.005 * (0.001 + 0.999 * 0.9), 10: 0.005}),
+        (TrainConfig(iterations=5000, batch=4), {0: 2.5e-7, 50: 0.25e-3 * (0.001 + 0.999 / 2), 100: 0.25e-3}),
     ],
-    ids=["steps", "one step", "cosine", "end of a cosine", "constant", "a larger batch"],
+    ids=[
+        "steps",
+        "one step",
+        "cosine",
+        "end of a cosine",
+        "constant",
+        "a larger batch",
+        "AdamW",
+        "SGD's own",
+        "AdamW's own",
+    ],
 )
 def test_learning_rate(config: TrainConfig, expected: dict[int, float]) -> None:
     found = {iteration: learning_rate(config, iteration) for iteration in expected}
@@ -36,6 +49,8 @@ def test_norms_and_biases_do_not_decay(kind: str) -> None:
     optimizer = make_optimizer(model, replace(SIX, optimizer=kind, weight_decay=0.3, momentum=0.8))
     decaying, others = optimizer.param_groups
     assert (decaying["weight_decay"], others["weight_decay"]) == (0.3, 0.0)
+    own = make_optimizer(model, replace(SIX, optimizer=kind, weight_decay=None)).param_groups[0]["weight_decay"]
+    assert own == {"sgd": 1e-4, "adamw": 0.05}[kind]
     names = {id(p): name for name, p in model.named_parameters()}
     assert all(names[id(p)].endswith("weight") and p.dim() > 1 for p in decaying["params"])
     assert all(p.dim() == 1 for p in others["params"])

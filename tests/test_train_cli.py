@@ -30,7 +30,18 @@ ROOT = Path(__file__).resolve().parents[1]
 KILLS = int(os.environ.get("TRIMASK_TEST_KILLS", "5"))
 OPTIONS = (
     *("--device", "cpu", "--batch", "2", "--workers", "0", "--iterations", "4", "--warmup", "2", "--log-every", "1"),
-    *("--samples", "1", "--learning-rate", "0.02", "--reference-batch", "2", "--loss-rpn-samples", "32"),
+    *(
+        "--samples",
+        "1",
+        "--optimizer",
+        "sgd",
+        "--learning-rate",
+        "0.02",
+        "--reference-batch",
+        "2",
+        "--loss-rpn-samples",
+        "32",
+    ),
     *("--loss-roi-samples", "16", "--loss-pre-nms", "50", "--loss-post-nms", "20"),
 )
 

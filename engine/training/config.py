@@ -18,12 +18,14 @@ class TrainConfig:
         accumulate: parts that each batch is computed in, one after the other, to save memory.
         workers: processes that read and augment pictures, per training process; 0: none.
         seed: of every random choice.
-        optimizer: "sgd" or "adamw".
-        learning_rate: for a batch of ``reference_batch`` pictures; it is scaled in proportion to the batch.
+        optimizer: "sgd" or "adamw", which learns more in few iterations.
+        learning_rate: for a batch of ``reference_batch`` pictures; in proportion to the batch it is scaled for SGD, in
+            proportion to its square root for AdamW. None: 0.02 of SGD, 0.0005 of AdamW.
         reference_batch: see ``learning_rate``.
         momentum: of SGD; AdamW's first beta.
-        weight_decay: of convolutions and matrices; norms and biases have none.
-        warmup: iterations in which the learning rate rises from a thousandth.
+        weight_decay: of convolutions and matrices; norms and biases have none. None: 0.0001 of SGD, 0.05 of AdamW.
+        warmup: iterations in which the learning rate rises from a thousandth. None: 100, or a tenth of all where that
+            is less.
         schedule: after it: "step" multiplies by a tenth at each of ``steps``; "cosine" falls to 0; "constant".
         steps: of the schedule, in shares of the iterations.
         clip_norm: longest gradient; 0: no limit.
@@ -51,12 +53,12 @@ class TrainConfig:
     accumulate: int = 1
     workers: int = 2
     seed: int = 0
-    optimizer: Literal["sgd", "adamw"] = "sgd"
-    learning_rate: float = 0.02
+    optimizer: Literal["sgd", "adamw"] = "adamw"
+    learning_rate: float | None = None
     reference_batch: int = 16
     momentum: float = 0.9
-    weight_decay: float = 1e-4
-    warmup: int = 100
+    weight_decay: float | None = None
+    warmup: int | None = None
     schedule: Literal["step", "cosine", "constant"] = "step"
     steps: tuple[float, ...] = (0.7, 0.9)
     clip_norm: float = 0.0
@@ -86,7 +88,7 @@ class TrainConfig:
             check(getattr(self, name) >= 1, name, "at least 1")
         counts = ("workers", "warmup", "frozen_stages", "evaluate_every", "save_every", "samples", "patience")
         for name in ("learning_rate", "weight_decay", "clip_norm", "repeat_threshold", *counts):
-            check(getattr(self, name) >= 0, name, "at least 0")
+            check(getattr(self, name) is None or getattr(self, name) >= 0, name, "at least 0")
         for name in ("momentum", "ema"):
             check(0 <= getattr(self, name) < 1, name, "a number from 0 up to, without, 1")
         check(0 <= self.seed < 2**31, "seed", "a number from 0 up to, without, 2**31")
@@ -99,6 +101,23 @@ class TrainConfig:
         for name, hint in get_type_hints(type(self)).items():
             if get_origin(hint) is Literal:
                 check(getattr(self, name) in get_args(hint), name, f"one of {get_args(hint)}")
+
+    def peak_rate(self) -> float:
+        """The learning rate after the warm-up."""
+        larger = self.batch / self.reference_batch
+        if self.optimizer == "sgd":
+            return (0.02 if self.learning_rate is None else self.learning_rate) * larger
+        return (5e-4 if self.learning_rate is None else self.learning_rate) * larger**0.5
+
+    def decay(self) -> float:
+        """The weight decay."""
+        if self.weight_decay is not None:
+            return self.weight_decay
+        return 1e-4 if self.optimizer == "sgd" else 0.05
+
+    def warmup_iterations(self) -> int:
+        """For how many iterations the learning rate rises."""
+        return min(100, self.iterations // 10) if self.warmup is None else self.warmup
 
     def without_housekeeping(self) -> dict[str, object]:
         """The values that decide what is learned: a run goes on only with the same ones."""

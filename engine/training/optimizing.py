@@ -20,7 +20,7 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
     """SGD with momentum or AdamW, fused: it takes a ``found_inf`` from the device and skips that update there."""
     matrices = [p for p in model.parameters() if p.requires_grad and p.dim() > 1]
     vectors = [p for p in model.parameters() if p.requires_grad and p.dim() <= 1]
-    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    groups = [{"params": matrices, "weight_decay": config.decay()}, {"params": vectors, "weight_decay": 0.0}]
     if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=0.0, betas=(config.momentum, 0.999), fused=True)
     sgd = torch.optim.SGD(groups, lr=0.0, momentum=config.momentum, fused=True)
@@ -32,9 +32,9 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
 
 def learning_rate(config: TrainConfig, iteration: int) -> float:
     """The rate of an update, the first being 0; a function of the iteration alone, so that a run can go on."""
-    rate = config.learning_rate * config.batch / config.reference_batch
-    if iteration < config.warmup:
-        rate *= WARMUP_FACTOR + (1 - WARMUP_FACTOR) * iteration / config.warmup
+    rate, warmup = config.peak_rate(), config.warmup_iterations()
+    if iteration < warmup:
+        rate *= WARMUP_FACTOR + (1 - WARMUP_FACTOR) * iteration / warmup
     if config.schedule == "step":
         return rate * 0.1 ** sum(iteration >= step * config.iterations for step in config.steps)
     if config.schedule == "cosine":
