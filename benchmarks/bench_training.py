@@ -117,7 +117,8 @@ def same_samples(twin: Any, config: LossConfig, seeds: Tensor, objects: Sequence
     Args:
         objects: of each picture.
     """
-    twin.rpn._pre_nms_top_n, twin.rpn._post_nms_top_n = {"training": config.pre_nms}, {"training": config.post_nms}
+    before = config.anchors_before_nms(len(twin.rpn.anchor_generator.sizes))
+    twin.rpn._pre_nms_top_n, twin.rpn._post_nms_top_n = {"training": before}, {"training": config.post_nms}
     nothing = [0] * len(objects)
     twin.rpn.fg_bg_sampler = SeededSampler(seeds, config.rpn_samples, config.rpn_positive, ANCHORS, nothing)
     twin.roi_heads.fg_bg_sampler = SeededSampler(seeds, config.roi_samples, config.roi_positive, PROPOSALS, objects)

@@ -89,6 +89,7 @@ def add_checkpoint_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--activation", choices=("relu", "relu6"), help="of a MobileNetV2 trunk")
     group.add_argument("--norm-eps", type=float, metavar="EPS", help="epsilon of the norms")
     group.add_argument("--norm-groups", type=int, metavar="N", help="of group norms")
+    group.add_argument("--proposals", type=int, metavar="N", help="of a picture, for the box head; fewer are faster")
     group.add_argument("--classes", nargs="+", metavar="NAME", help="names of the foreground classes, in order")
     group.add_argument("--category-ids", type=int, nargs="+", metavar="ID", help="the data set's id of each class")
     group.add_argument("--style", choices=("pytorch", "bgr", "caffe"), help="of a Detectron2 or MMDetection trunk")
@@ -96,7 +97,7 @@ def add_checkpoint_options(parser: argparse.ArgumentParser) -> None:
 
 def checkpoint_options(options: argparse.Namespace) -> dict[str, Any]:
     sizes = ("min_size", "max_size", "pixel_mean", "pixel_std", "anchor_sizes", "aspect_ratios")
-    names = (*sizes, "activation", "norm_eps", "norm_groups", "classes", "category_ids", "style")
+    names = (*sizes, "activation", "norm_eps", "norm_groups", "proposals", "classes", "category_ids", "style")
     return {name: getattr(options, name) for name in names if getattr(options, name) is not None}
 
 

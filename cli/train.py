@@ -103,6 +103,10 @@ def run(options: argparse.Namespace) -> int:
             boxes_only=data.boxes_only,
         )
     with processes(options.device or ("cuda" if torch.cuda.is_available() else "cpu")) as group:
+        if config.precision == "float16" and group.device.type == "cpu":
+            raise ValueError(
+                "precision: expected bfloat16 or float32 on a CPU, which float16 makes far slower, got float16"
+            )
         console = open_console(stderr=True)
         console.quiet = not group.first
         for note in begun.notes:

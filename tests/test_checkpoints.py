@@ -541,6 +541,7 @@ def test_options_reach_the_config(small_file: Path, tmp_path: Path) -> None:
         "score_threshold": 0.3,
         "nms_threshold": 0.6,
         "max_detections": 7,
+        "proposals": 50,
         "norm_eps": 1e-3,
         "classes": ["x", "y", "z"],
         "category_ids": [0, 5, 9],
@@ -555,6 +556,7 @@ def test_options_reach_the_config(small_file: Path, tmp_path: Path) -> None:
         assert config.anchors.aspect_ratios == (1.0, 2.0, 4.0)
         assert (config.detection.score_threshold, config.detection.nms_threshold) == (0.3, 0.6)
         assert config.detection.max_detections == 7
+        assert config.rpn.post_nms == 50
         assert config.backbone.norm_eps == config.box_head.norm_eps == 1e-3
         assert dict(zip(config.category_ids, config.class_names, strict=True)) == {0: "x", 5: "y", 9: "z"}
         assert (config.input.mean, config.input.std) == ((1, 2, 3.5), (4, 5, 6))

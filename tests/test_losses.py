@@ -611,3 +611,9 @@ def test_waiting_is_seen(offence: Callable[[Tensor], Any], monkeypatch: pytest.M
     monkeypatch.setattr(losses_module, "_box_loss", with_hook)
     with pytest.raises(WaitsError):
         step_and_backward(SMALL, monkeypatch)
+
+
+def test_proposals_in_training_are_of_each_level_or_of_the_only_map() -> None:
+    """As in Detectron2, whose models without a pyramid choose from 12000 anchors, all of one map."""
+    assert [LossConfig().anchors_before_nms(levels) for levels in (5, 1)] == [2000, 12000]
+    assert [LossConfig(pre_nms=7).anchors_before_nms(levels) for levels in (5, 1)] == [7, 7]

@@ -22,7 +22,7 @@ TEN = TrainConfig(iterations=100, batch=4, optimizer="sgd", learning_rate=0.4, w
         (replace(TEN, schedule="cosine"), {99: 0.1 * 0.00024671981713, 100: 0.0}),
         (replace(TEN, schedule="constant"), {0: 1e-4, 10: 0.1, 99: 0.1}),
         (replace(TEN, batch=32), {50: 0.8}),
-        (replace(TEN, optimizer="adamw"), {0: 2e-4, 50: 0.2}),
+        (replace(TEN, optimizer="adamw", learning_rate=0.004), {0: 2e-6, 50: 0.002}),
         (replace(TEN, learning_rate=None, warmup=None), {0: 5e-6, 9: 0.005 * (0.001 + 0.999 * 0.9), 10: 0.005}),
         (TrainConfig(iterations=5000, batch=4), {0: 2.5e-7, 50: 0.25e-3 * (0.001 + 0.999 / 2), 100: 0.25e-3}),
     ],
@@ -46,10 +46,12 @@ def test_learning_rate(config: TrainConfig, expected: dict[int, float]) -> None:
 @pytest.mark.parametrize("kind", ["sgd", "adamw"])
 def test_norms_and_biases_do_not_decay(kind: str) -> None:
     model = begin().model
-    optimizer = make_optimizer(model, replace(SIX, optimizer=kind, weight_decay=0.3, momentum=0.8))
+    optimizer = make_optimizer(model, replace(SIX, optimizer=kind, learning_rate=1e-3, weight_decay=0.3, momentum=0.8))
     decaying, others = optimizer.param_groups
     assert (decaying["weight_decay"], others["weight_decay"]) == (0.3, 0.0)
-    own = make_optimizer(model, replace(SIX, optimizer=kind, weight_decay=None)).param_groups[0]["weight_decay"]
+    own = make_optimizer(model, replace(SIX, optimizer=kind, learning_rate=1e-3, weight_decay=None)).param_groups[0][
+        "weight_decay"
+    ]
     assert own == {"sgd": 1e-4, "adamw": 0.05}[kind]
     names = {id(p): name for name, p in model.named_parameters()}
     assert all(names[id(p)].endswith("weight") and p.dim() > 1 for p in decaying["params"])
@@ -66,7 +68,7 @@ def test_a_skipped_update_leaves_no_trace(kind: str, late: int) -> None:
     def trained(bad: int | None) -> list[torch.Tensor]:
         torch.manual_seed(0)
         layer = nn.Conv2d(3, 4, 3)
-        optimizer = make_optimizer(layer, replace(SIX, optimizer=kind, weight_decay=0.1))
+        optimizer = make_optimizer(layer, replace(SIX, optimizer=kind, learning_rate=1e-3, weight_decay=0.1))
         generator = torch.Generator().manual_seed(1)
         rubbish = [torch.full((4, 3, 3, 3), 1e30) for _ in range(50)]
         del rubbish  # what a buffer that nobody fills would hold
@@ -131,7 +133,7 @@ def test_moving_average_by_hand() -> None:
 @pytest.mark.parametrize("stages", range(4))
 def test_frozen_stages_of_a_resnet(stages: int) -> None:
     model = begin().model
-    freeze(model, replace(SIX, frozen_stages=stages, norms="live"), ())
+    freeze(model, replace(SIX, frozen_stages=stages, norms="live"), model.state_dict())
     frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
     parts = ["backbone.stem", *(f"backbone.stages.{n}" for n in range(4))][:stages]
     assert frozen == {name for name, _ in model.named_parameters() if name.startswith(tuple(parts) or "nothing")}
@@ -141,10 +143,24 @@ def test_frozen_stages_of_a_mobilenet() -> None:
     from trimask.engine.model.config import MobileNetV2Config
 
     model = begin(replace(TINY, backbone=MobileNetV2Config())).model
-    freeze(model, replace(SIX, frozen_stages=3, norms="live"), ())
+    freeze(model, replace(SIX, frozen_stages=3, norms="live"), model.state_dict())
     frozen = {name.split(".")[2] for name, p in model.named_parameters() if "blocks." in name and not p.requires_grad}
     assert frozen == {"1", "2", "3", "4", "5", "6"}
     assert not next(model.backbone.stem.parameters()).requires_grad
+
+
+def test_what_begins_at_random_is_not_frozen() -> None:
+    model = begin().model
+    known = [name for name in model.state_dict() if not name.startswith("backbone.stages.0")]
+    freeze(model, replace(SIX, frozen_stages=1), known)
+    with pytest.raises(ValueError, match=r"frozen_stages: expected 0 .* backbone\.stages\.0\.0"):
+        freeze(model, replace(SIX, frozen_stages=2), known)
+
+
+def test_a_rate_of_sgd_is_refused_for_adamw() -> None:
+    with pytest.raises(ValueError, match=r"learning_rate: expected at most 0\.005 for AdamW .*, got 0\.02"):
+        TrainConfig(learning_rate=0.02)
+    assert TrainConfig(learning_rate=0.02, optimizer="sgd").peak_rate() == pytest.approx(0.0025)
 
 
 def test_norms_that_came_with_the_weights_keep_their_statistics() -> None:

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from models import SMALL
 from runs import TINY, assert_same, begin
+from trimask.engine.model import presets
 from trimask.engine.model.checkpoints import Options, reading, save
-from trimask.engine.model.config import MobileNetV2Config, ResNetConfig
+from trimask.engine.model.config import InputConfig, MobileNetV2Config, ResNetConfig
 from trimask.engine.training.starting import Start, start
 
 NAMES, IDS = ("seven", "new", "three"), (70, 4, 30)
@@ -170,6 +171,25 @@ def test_a_resnet_keeps_the_architecture_that_is_asked_for(tmp_path: Path) -> No
     assert len(found.reused) == 120
 
 
+@pytest.mark.parametrize("preset", presets.__all__)
+def test_a_trunk_in_every_kind_of_model(tmp_path: Path, preset: str) -> None:
+    torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "resnet18.pth")
+    planned = getattr(presets, preset)(("a",), (1,))
+    config = start(tmp_path / "resnet18.pth", ("a",), (1,), config=planned).model.config
+    trunk = planned.backbone
+    special = {"dilated": trunk.dilated, "last_on_rois": trunk.last_on_rois} if isinstance(trunk, ResNetConfig) else {}
+    assert config.backbone == ResNetConfig((2, 2, 2, 2), bottleneck=False, **special)
+    assert (config.input.mean, config.input.std) == (InputConfig().mean, InputConfig().std)  # what ImageNet's saw
+    assert replace(config, backbone=planned.backbone, input=planned.input) == planned
+    assert config.strides == planned.strides
+
+
+def test_a_mobilenet_needs_a_pyramid(tmp_path: Path) -> None:
+    torch.save(torchvision.models.mobilenet_v2().state_dict(), tmp_path / "mobile.pth")
+    with pytest.raises(ValueError, match=r"weights: expected a ResNet for a model without a feature pyramid"):
+        start(tmp_path / "mobile.pth", ("a",), (1,), config=presets.detectron2_c4(("a",), (1,)))
+
+
 def test_a_trunk_with_gaps_is_named(tmp_path: Path) -> None:
     state = torchvision.models.resnet18().state_dict()
     del state["layer2.0.conv1.weight"]
@@ -200,6 +220,8 @@ def test_from_nothing(tmp_path: Path) -> None:
     assert_same(tensors(found), tensors(again))
     assert not torch.equal(tensors(found)["rpn.objectness.weight"], tensors(other)["rpn.objectness.weight"])
     assert all(bool(x.isfinite().all()) for x in tensors(found).values())
+    # Nothing is known of a mask: each cell costs log 2.
+    assert 0 < tensors(found)["mask_head.logits.weight"].abs().max() < 0.01
 
 
 def test_single_values_change(file: Path) -> None:
@@ -208,7 +230,8 @@ def test_single_values_change(file: Path) -> None:
     assert found.model.config.mask_head.class_agnostic  # type: ignore[union-attr]
     assert found.model.config.input.resize.min_size == 32
     assert {name.rpartition(".")[0] for name in found.fresh} == {"mask_head.logits"}
-    assert any(note.startswith("mask_head.logits.bias: [3] there, [1] here") for note in found.notes)
+    expected = "of another shape there than here, so random, mask_head.logits.weight: [3, 16, 1, 1] and [1, 16, 1, 1]"
+    assert f"mask_head: {expected}, and 1 more" in found.notes
 
 
 def test_a_file_is_read_once(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

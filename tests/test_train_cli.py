@@ -67,6 +67,7 @@ SPECIAL = {
     "rpn_background": "0.25",
     "best": "bbox_AP50",
     "crop_range": "0.2 0.4",
+    "learning_rate": "0.004",
     "momentum": "0.3",
     "flip": "0.25",
 }
@@ -305,3 +306,9 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(arguments: list[str], t
     assert_same(first["average"], second["average"])
     assert not list(broken.glob(".*.part"))
     assert load_model(broken / "last.safetensors").config == TINY
+
+
+def test_float16_is_refused_on_a_cpu(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", *arguments, "--out", str(tmp_path / "half"), "--precision", "float16"]) == 1
+    assert "precision: expected bfloat16 or float32 on a CPU" in capsys.readouterr().err
+    assert not (tmp_path / "half").exists()

@@ -18,7 +18,8 @@ class LossConfig:
         rpn_beta: where the smooth L1 of the deltas turns from a parabola into a line; 0 is L1.
         rpn_mean: both terms are divided by the number of anchors sampled; otherwise by ``rpn_samples`` for every
             picture, also where fewer were found.
-        pre_nms, post_nms: proposals in training; see :class:`RPNConfig`.
+        pre_nms, post_nms: proposals in training; see :class:`RPNConfig`. With ``pre_nms`` None, 2000 of each level of
+            a pyramid, 12000 of a single map.
         roi_foreground: IoU from which on a RoI is foreground; below, it is background.
         roi_samples, roi_positive, roi_beta: as those of the RPN, for the RoIs and the box head's deltas.
         add_objects: the objects' own boxes are RoIs, too.
@@ -39,7 +40,7 @@ class LossConfig:
     rpn_positive: float = 0.5
     rpn_beta: float = 1 / 9
     rpn_mean: bool = True
-    pre_nms: int = 2000
+    pre_nms: int | None = None
     post_nms: int = 2000
     roi_foreground: float = 0.5
     roi_samples: int = 512
@@ -55,8 +56,9 @@ class LossConfig:
             if not good:
                 raise ValueError(f"{name}: expected {expected}, got {getattr(self, name)!r}")
 
-        for name in ("rpn_samples", "roi_samples", "pre_nms"):
+        for name in ("rpn_samples", "roi_samples"):
             check(getattr(self, name) >= 1, name, "at least 1")
+        check(self.pre_nms is None or self.pre_nms >= 1, "pre_nms", "at least 1")
         least = 0 if self.add_objects else 1  # without proposals the objects' own boxes are left
         check(self.post_nms >= least, "post_nms", f"at least {least}")
         for name in ("rpn_foreground", "rpn_background", "rpn_positive", "roi_foreground", "roi_positive"):
@@ -66,6 +68,10 @@ class LossConfig:
         for name in ("rpn_beta", "roi_beta"):
             check(getattr(self, name) >= 0, name, "at least 0")
         check(self.rpn_background <= self.rpn_foreground, "rpn_background", f"at most {self.rpn_foreground}")
+
+    def anchors_before_nms(self, levels: int) -> int:
+        """How many anchors of each level may become proposals."""
+        return self.pre_nms or (2000 if levels > 1 else 12000)
 
 
 LossConfig.TORCHVISION = LossConfig(crowd_threshold=None)

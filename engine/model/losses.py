@@ -97,7 +97,8 @@ def losses(
     anchors = torch.cat([model.rpn.anchors.grid(level, size, padded) for level, size in enumerate(sizes)])  # [N, 4]
 
     with torch.no_grad():
-        training = replace(model.config.rpn, pre_nms=config.pre_nms, post_nms=config.post_nms)
+        before = config.anchors_before_nms(len(pyramid))
+        training = replace(model.config.rpn, pre_nms=before, post_nms=config.post_nms)
         proposals, count = model.rpn.select(logits, deltas, sizes, padded, image_sizes, config=training)
         proposals = proposals[:, : live_rows(count, proposals.shape[1])]
         candidates = len(anchors), proposals.shape[1], objects.boxes.shape[1]

@@ -94,6 +94,8 @@ class TrainConfig:
         check(0 <= self.seed < 2**31, "seed", "a number from 0 up to, without, 2**31")
         figures = r"(bbox|segm)_(AP(50|75|s|m|l)?|AR(1|10|100|s|m|l))"
         check(re.fullmatch(figures, self.best) is not None, "best", "an evaluation's figure such as segm_AP")
+        if self.optimizer == "adamw" and self.learning_rate is not None:
+            check(self.learning_rate <= 5e-3, "learning_rate", "at most 0.005 for AdamW (0.02 and its like are SGD's)")
         check(self.batch % self.accumulate == 0, "batch", f"a multiple of accumulate, {self.accumulate}")
         every = "0 unless evaluate_every is set, as the end alone is evaluated"
         check(not self.patience or self.evaluate_every > 0, "patience", every)

@@ -54,13 +54,16 @@ def freeze(model: MaskRCNN, config: TrainConfig, reused: Iterable[str]) -> None:
     else:
         stages = [list(stage.children()) for stage in trunk.stages]
     parts: list[list[nn.Module]] = [[trunk.stem], *stages]
+    known = set(reused)
     if config.frozen_stages > len(parts):
         raise ValueError(f"frozen_stages: expected at most the trunk's {len(parts)}, got {config.frozen_stages}")
     for layers in parts[: config.frozen_stages]:
         for part in layers:
             part.requires_grad_(False)
+    random = [name for name, p in model.named_parameters() if not p.requires_grad and name not in known]
+    if random:
+        raise ValueError(f"frozen_stages: expected 0 where a trunk begins at random, as {random[0]} does")
     if config.norms == "frozen":
-        known = set(reused)
         for name, module in model.named_modules():
             if isinstance(module, nn.BatchNorm2d) and f"{name}.running_var" in known:
                 module.requires_grad_(False)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..model import presets
 from ..model.checkpoints import Options, Trunk, load_model_or_trunk
-from ..model.config import MaskRCNNConfig, MobileNetV2Config
+from ..model.config import InputConfig, MaskRCNNConfig, MobileNetV2Config, ResNetConfig
 from ..model.mask_rcnn import MaskRCNN
 
 __all__ = ["Start", "start"]
@@ -78,7 +78,7 @@ def start(
             source, state, unused = f"the trunk of {Path(weights).name}", found.state, found.unused
             mobile = isinstance(found.config, MobileNetV2Config)
             base = base or (presets.mobilenet if mobile else presets.torchvision_v1)(names, ids)
-            base = replace(base, backbone=found.config)
+            base = _on_trunk(base, found.config)
         else:
             source, state, old_classes = str(weights), found.state_dict(), found.config.class_names
             base = base or found.config
@@ -94,6 +94,17 @@ def start(
         model = MaskRCNN(base)
         _initialize(model)
     return _filled(model.train(), source, state, old_classes, unused)
+
+
+def _on_trunk(config: MaskRCNNConfig, trunk: ResNetConfig | MobileNetV2Config) -> MaskRCNNConfig:
+    """A model of this kind around the trunk of a classifier, which learned from pictures normalised as ImageNet's."""
+    planned = config.backbone
+    if isinstance(planned, ResNetConfig) and config.fpn is None:
+        if not isinstance(trunk, ResNetConfig):
+            raise ValueError("weights: expected a ResNet for a model without a feature pyramid, got a MobileNetV2")
+        trunk = replace(trunk, dilated=planned.dilated, last_on_rois=planned.last_on_rois)
+    usual = InputConfig()
+    return replace(config, backbone=trunk, input=replace(config.input, mean=usual.mean, std=usual.std))
 
 
 def _initialize(model: MaskRCNN) -> None:
@@ -125,6 +136,7 @@ def _filled(
     partial: list[str] = []
     fresh: list[str] = []
     notes = [f"starting from {source}"]
+    unlike: dict[str, list[str]] = {}
     classes = model.config.class_names
     rows = {label: old_classes.index(name) for label, name in enumerate(classes) if name in old_classes}
     for name, tensor in own.items():
@@ -136,7 +148,7 @@ def _filled(
         expected = (per_class * len(old_classes) + background, *tensor.shape[1:]) if per_class else tensor.shape
         if found.shape != expected:
             fresh.append(name)
-            notes.append(f"{name}: {list(found.shape)} there, {list(tensor.shape)} here; begins at random")
+            unlike.setdefault(name.split(".")[0], []).append(f"{name}: {list(found.shape)} and {list(tensor.shape)}")
         elif not per_class:
             tensor.copy_(found)
             reused.append(name)
@@ -147,6 +159,9 @@ def _filled(
                 tensor[-1] = found[-1]
             (partial if rows or background else fresh).append(name)
     left = tuple(name for name in state if name not in own)
+    for part, shapes in unlike.items():
+        more = f", and {len(shapes) - 1} more" if len(shapes) > 1 else ""
+        notes.append(f"{part}: of another shape there than here, so random, {shapes[0]}{more}")
     if old_classes and old_classes != classes:
         kept = [classes[label] for label in rows]
         added = [name for name in classes if name not in kept]

@@ -30,6 +30,7 @@ class Options:
             Detectron2 and MMDetection.
         classes: names of the foreground classes, in the order of the scores.
         category_ids: the dataset's id of each class.
+        proposals: of a picture, after suppression, for the box head to look at; fewer are faster.
         score_threshold, nms_threshold, max_detections: of the final selection.
 
     Raises:
@@ -48,6 +49,7 @@ class Options:
     style: Literal["pytorch", "bgr", "caffe"] | None = None
     classes: Sequence[str] | None = None
     category_ids: Sequence[int] | None = None
+    proposals: int | None = None
     score_threshold: float | None = None
     nms_threshold: float | None = None
     max_detections: int | None = None
@@ -62,7 +64,7 @@ class Options:
         return cls(**given)
 
     def __post_init__(self) -> None:
-        for name in ("min_size", "max_size", "max_detections", "norm_groups"):
+        for name in ("min_size", "max_size", "proposals", "max_detections", "norm_groups"):
             value = getattr(self, name)
             _check(value is None or (type(value) is int and value > 0), name, "a positive whole number", value)
         for name in ("score_threshold", "nms_threshold"):
@@ -128,6 +130,7 @@ class Options:
             box_head=self._norms(config.box_head),
             mask_head=self._norms(config.mask_head),
             anchors=self._anchors(config.anchors),
+            rpn=_replaced(config.rpn, post_nms=self.proposals),
             detection=detection,
         )
 
