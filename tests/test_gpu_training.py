@@ -60,7 +60,7 @@ def test_losses_and_gradients_are_those_of_a_cpu(name: str, seed: int) -> None:
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_no_step_waits_for_the_device(optimizer: str, precision: str, request: pytest.FixtureRequest) -> None:
     model = MaskRCNN(SMALL).train().cuda().to(memory_format=torch.channels_last)
-    update = make_optimizer(model, replace(SIX, optimizer=optimizer))
+    update = make_optimizer(model, replace(SIX, optimizer=optimizer, learning_rate=1e-3))
     targets = there(objects(*BOTH))
     image, sizes, seeds = picture(targets), SIZE.repeat(2, 1).cuda(), torch.arange(2).cuda()
 
