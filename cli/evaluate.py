@@ -5,6 +5,7 @@ import json
 import math
 import multiprocessing
 import os
+import shlex
 import sys
 import warnings
 from collections import defaultdict
@@ -37,6 +38,7 @@ __all__ = ["add", "data_set", "run"]
 
 FIELDS = {"bbox": "bbox", "segm": "segmentation"}  # what a detection needs for each kind
 Found = dict[Any, list[dict[str, Any]]]  # the detections of each image id
+Detected = tuple[Found, set[int]]  # and the data set's ids of the classes that the model has
 PARTS = ("val2017", "val2014", "val")  # of a data set's folder, the first that is there
 
 
@@ -96,6 +98,7 @@ def run(options: argparse.Namespace) -> int:
     content = read_truth(annotations)
     categories = _categories(content, options.categories)
     pictures = sources(content, images) if images else []
+    known = None  # the data set's ids of the model's classes, which detections alone do not tell
     if options.detections:
         given = [name for name in ("score", "resize") if getattr(options, name) is not None]
         if given:
@@ -106,11 +109,12 @@ def run(options: argparse.Namespace) -> int:
     elif images is None:
         raise ValueError("images: expected the folder of the pictures (--images DIR), got none")
     else:
-        by_id = _detected(
+        detected = _detected(
             options, pictures, {category["id"]: str(category["name"]) for category in content["categories"]}
         )
-        if by_id is None:
+        if detected is None:
             return 0  # the first process goes on with what all have found
+        by_id, known = detected
         found = [x for picture in pictures for x in by_id[picture.image_id] if x["category_id"] in categories]
     kinds = options.kinds or [kind for kind, field in FIELDS.items() if all(field in entry for entry in found)]
     evaluation = evaluate(
@@ -121,7 +125,11 @@ def run(options: argparse.Namespace) -> int:
         kinds=kinds or tuple(FIELDS),
         backend=options.backend,
     )
-    facts = _facts(options, annotations, len(content["images"]), len(found)) | evaluation.to_json()
+    facts = _facts(options, annotations, len(content["images"]), len(found))
+    if known is not None:
+        facts["known_categories"] = len(known & categories)
+        evaluation.notes.extend(_lacking(evaluation.per_class, known))
+    facts |= evaluation.to_json()
     output = options.output or (None if options.json else Path("evaluation"))
     written = _write(output, evaluation, facts, pictures, None if options.detections else found) if output else []
     if options.json:
@@ -155,8 +163,20 @@ def _categories(content: Mapping[str, Any], names: Sequence[str] | None) -> set[
     return {number for number, name in known.items() if not names or name in names}
 
 
-def _detected(options: argparse.Namespace, pictures: Sequence["Source"], categories: Mapping[int, str]) -> Found | None:
-    """The detections of each image id, made by as many processes as there are; None in all but the first."""
+def _lacking(per_class: Sequence[Mapping[str, Any]], known: set[int]) -> list[str]:
+    """A note where classes that the model does not have lower the means: those without objects count in none."""
+    if all(row["id"] in known or not row["objects"] for row in per_class):
+        return []
+    names = [shlex.quote(row["name"]) for row in per_class if row["id"] in known]
+    note = f"the model has {len(names)} of the {len(per_class)} classes of the data that count; the others count as 0"
+    chosen = " ".join(names) if len(names) <= 3 else "NAME ..."
+    return [f"{note} (--categories {chosen} for those alone)" if names else note]
+
+
+def _detected(
+    options: argparse.Namespace, pictures: Sequence["Source"], categories: Mapping[int, str]
+) -> Detected | None:
+    """What as many processes as there are have found; None in all but the first."""
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         if options.processes > 1:
             raise ValueError(f"processes: expected 1 under torchrun, which starts them, got {options.processes}")
@@ -167,12 +187,18 @@ def _detected(options: argparse.Namespace, pictures: Sequence["Source"], categor
     pool = ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("spawn"))
     try:
         shares = [pool.submit(_share, options, pictures, categories, n, count) for n in range(count)]
-        return {image: entries for share in shares for image, entries in share.result().items()}
+        return _joined([share.result() for share in shares])
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _gathered(options: argparse.Namespace, pictures: Sequence["Source"], categories: Mapping[int, str]) -> Found | None:
+def _joined(shares: Sequence[Detected]) -> Detected:
+    return {image: entries for found, _ in shares for image, entries in found.items()}, shares[0][1]
+
+
+def _gathered(
+    options: argparse.Namespace, pictures: Sequence["Source"], categories: Mapping[int, str]
+) -> Detected | None:
     """One of the processes that torchrun started: its share, then those of all."""
     import torch
 
@@ -181,12 +207,12 @@ def _gathered(options: argparse.Namespace, pictures: Sequence["Source"], categor
     with processes(options.device or ("cuda" if torch.cuda.is_available() else "cpu")) as group:
         options.device = str(group.device)
         shares = group.gather(_share(options, pictures, categories, group.rank, group.count))
-        return {image: found for share in shares for image, found in share.items()} if group.first else None
+        return _joined(shares) if group.first else None
 
 
 def _share(
     options: argparse.Namespace, pictures: Sequence["Source"], categories: Mapping[int, str], rank: int, world: int
-) -> Found:
+) -> Detected:
     """The detections of every so-manieth batch; batches are the same however many processes there are."""
     from ..engine.training.detection import detect
 
@@ -206,7 +232,7 @@ def _share(
         stream = progress(stream, len(mine), "detecting")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a picture that cannot be read is an error here
-        return {picture.image_id: entries for picture, entries in zip(mine, stream, strict=True)}
+        return {picture.image_id: entries for picture, entries in zip(mine, stream, strict=True)}, {*theirs.values()}
 
 
 def _matched(

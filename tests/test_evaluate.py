@@ -21,7 +21,7 @@ from PIL import Image
 
 from models import small_model
 from trimask.cli import main
-from trimask.cli.evaluate import _matched
+from trimask.cli.evaluate import _lacking, _matched
 from trimask.engine.inference.result import Result
 from trimask.engine.model.checkpoints import PUBLISHED, save
 from trimask.engine.training.detection import detect, sources
@@ -499,6 +499,43 @@ def test_eval_compares_like_with_like(
     renamed = edited(folder, tmp_path / "renamed.json", lambda content: content["categories"][0].update(name="crow"))
     assert run("--data", renamed, *rest) == 0
     assert "category 16 is 'bird' to the model and 'crow' in the data" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_eval_says_which_classes_the_model_lacks(
+    small: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], processes: int
+) -> None:
+    weights, folder = small
+
+    def add(content: dict[str, Any], objects: bool) -> None:
+        content["categories"] += [{"id": 1, "name": "traffic light"}, {"id": 2, "name": "bus"}]
+        if objects:
+            content["annotations"][0]["category_id"] = 1
+
+    data = edited(folder, tmp_path / "more.json", lambda content: add(content, True))
+    rest = ("--weights", weights, "--images", folder / "val", "--device", "cpu", "--processes", processes)
+    rest += ("--output", tmp_path / "out")
+    assert run("--data", data, *rest) == 0
+    note = "the model has 3 of the 5 classes of the data that count; the others count as 0 (--categories "
+    assert f"note: {note}" in capsys.readouterr().out
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert metrics["known_categories"] == 3
+    assert any(text.startswith(note) for text in metrics["notes"])
+    assert run("--data", data, *rest, "--categories", "cat", "dog") == 0
+    assert "of the data that count" not in capsys.readouterr().out
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["known_categories"] == 2
+    # Classes without objects are no part of a mean.
+    data = edited(folder, tmp_path / "empty.json", lambda content: add(content, False))
+    assert run("--data", data, *rest) == 0
+    assert "of the data that count" not in capsys.readouterr().out
+
+
+def test_the_note_on_classes_names_what_to_choose() -> None:
+    rows = [{"id": n, "name": name, "objects": 1} for n, name in enumerate(("cat", "traffic light", "dog", "cow", "x"))]
+    assert _lacking(rows, {0, 1})[0].endswith("as 0 (--categories cat 'traffic light' for those alone)")
+    assert _lacking(rows, {0, 1, 2, 3})[0].endswith("as 0 (--categories NAME ... for those alone)")
+    assert _lacking(rows, set())[0].endswith("the others count as 0")
+    assert _lacking(rows, {0, 1, 2, 3, 4}) == []
 
 
 def test_eval_goes_by_names_where_ids_mean_something_else(
