@@ -34,7 +34,8 @@ class Runtime(Predicting):
         resize: another short side in pixels, or policy, than the file's own; not where the file resizes by itself.
         threads: that compute on a CPU; by default as many as there are cores.
         backend: ``"onnxruntime"`` or ``"openvino"``.
-        dtype: ``"float32"``; with OpenVINO also ``"bfloat16"``, for processors that have it: about twice as fast.
+        dtype: ``"float32"``; with OpenVINO also ``"bfloat16"``, for processors that have it: about twice as fast. Or
+            torch's dtype of that name.
         cache: keep what the runtime makes of the file in the user's cache, for a faster start.
 
     Attributes:
@@ -57,10 +58,11 @@ class Runtime(Predicting):
         resize: int | ResizeConfig | None = None,
         threads: int | None = None,
         backend: str = "onnxruntime",
-        dtype: str = "float32",
+        dtype: Any = "float32",
         cache: bool = True,
     ) -> None:
         self.path = Path(path)
+        dtype = str(dtype).removeprefix("torch.")  # no torch here to compare with
         self._options: dict[str, Any] = {
             "device": device,
             "score": score,

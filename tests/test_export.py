@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import re
 import subprocess
 import sys
@@ -609,12 +610,19 @@ def test_a_runtime_predicts_as_the_predictor(small: Path, tmp_path: Path, np_rng
         ({"threads": 0}, "threads"),
         ({"backend": "tensorrt"}, "backend"),
         ({"dtype": "bfloat16"}, "dtype"),
+        ({"dtype": torch.float16}, "dtype: .*got 'float16' with onnxruntime"),
         ({"resize": 0}, "resize"),
+        ({"resize": (480, 640)}, "resize: expected a short side in whole pixels"),
     ],
 )
 def test_a_runtime_with_options_out_of_range(options: dict[str, Any], message: str, small: Path) -> None:
     with pytest.raises(ValueError, match=message):
         Runtime(small, cache=False, **options)
+
+
+def test_a_runtime_takes_the_dtypes_of_torch(small: Path) -> None:
+    runtime = Runtime(small, cache=False, dtype=torch.float32)
+    assert b"torch" not in pickle.dumps(runtime)  # another process need not have it
 
 
 def test_cuda_that_is_not_there_is_said(small: Path) -> None:

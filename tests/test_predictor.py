@@ -212,12 +212,15 @@ def test_a_half_precision_model_keeps_exact_anchors(dtype: torch.dtype, picture:
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        ({"dtype": torch.float64}, "dtype: expected float32, float16 or bfloat16"),
+        ({"dtype": torch.float64}, "dtype: expected float32, float16 or bfloat16, got torch.float64"),
+        ({"dtype": "int8"}, "dtype: expected float32, float16 or bfloat16, got int8"),
         ({"score": 1.5}, r"score: expected a number in 0\.\.1, got 1\.5"),
         ({"score": float("nan")}, "score: expected"),
         ({"max_detections": 0}, "max_detections: expected at least 1, got 0"),
         ({"device": "meta"}, "device: expected one that computes, got 'meta'"),
         ({"resize": 0}, "resize: expected a short side of at least 1 pixel, got 0"),
+        ({"resize": (480, 640)}, r"resize: expected a short side in whole pixels or a ResizeConfig, got \(480, 640\)"),
+        ({"resize": "480"}, "resize: expected a short side in whole pixels or a ResizeConfig, got '480'"),
         ({"size_multiple": 48}, "size_multiple: expected a multiple of the model's 32, got 48"),
         ({"size_multiple": 0}, "size_multiple: expected a multiple of the model's 32, got 0"),
         ({"capture": True}, "capture: expected a CUDA device with Triton's kernels, got 'cpu'"),
@@ -227,6 +230,14 @@ def test_a_half_precision_model_keeps_exact_anchors(dtype: torch.dtype, picture:
 def test_options_out_of_range_are_named(options: dict, complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         Predictor(small_model(), **{"device": "cpu", **options})
+
+
+@pytest.mark.parametrize("name", ["float32", "float16", "bfloat16"])
+def test_a_dtype_may_be_named(name: str) -> None:
+    expected = getattr(torch, name)
+    for dtype in (name, expected):
+        predictor = Predictor(small_model(), device="cpu", dtype=dtype)
+        assert predictor.dtype == predictor.graph.box_head.fcs[0].weight.dtype == expected
 
 
 def test_a_coarser_multiple_pads_further(picture: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:

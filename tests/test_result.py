@@ -362,6 +362,8 @@ def test_filter(result: Result) -> None:
     assert len(result.filter()) == 5
     assert result.filter(labels=["dog", 0]).names == [name for name in result.names if name != "cup"]
     assert result.filter(labels="cup").names == [name for name in result.names if name == "cup"]
+    for label in (0, np.int64(0)):
+        assert result.filter(0.0, label).boxes.tolist() == result.filter(labels=[0]).boxes.tolist() != []
     assert len(result.filter(1.1)) == 0
 
 

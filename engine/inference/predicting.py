@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -143,6 +144,8 @@ def limits(config: DetectionConfig, score: float | None, max_detections: int | N
 def with_resize(config: MaskRCNNConfig, wanted: int | ResizeConfig) -> MaskRCNNConfig:
     """The config with another resize policy, or another short side, with which the long one grows in proportion."""
     if not isinstance(wanted, ResizeConfig):
+        if not isinstance(wanted, Integral):
+            raise ValueError(f"resize: expected a short side in whole pixels or a ResizeConfig, got {wanted!r}")
         if wanted < 1:
             raise ValueError(f"resize: expected a short side of at least 1 pixel, got {wanted}")
         old = config.input.resize

@@ -29,7 +29,8 @@ class Predictor(Predicting):
     Args:
         model: in evaluation or training mode; it is copied and left as it is.
         device: where to run; by default the GPU if there is one.
-        dtype: precision of weights and features: float32, float16 or bfloat16. Boxes stay in float32.
+        dtype: precision of weights and features: float32, float16 or bfloat16, as torch's or by name. Boxes
+            stay in float32.
         score: lowest score of a detection; by default the model's own, 0.05 for the published ones.
         max_detections: per picture; by default the model's own, 100 for the published ones.
         resize: short side in pixels (the long side may grow in proportion), or a whole :class:`ResizeConfig`; by
@@ -54,7 +55,7 @@ class Predictor(Predicting):
         model: MaskRCNN,
         *,
         device: str | torch.device | None = None,
-        dtype: torch.dtype = torch.float32,
+        dtype: str | torch.dtype = torch.float32,
         score: float | None = None,
         max_detections: int | None = None,
         resize: int | ResizeConfig | None = None,
@@ -63,12 +64,10 @@ class Predictor(Predicting):
         capture_cache: int = 8,
         trim_masks: bool = False,
     ) -> None:
-        if dtype not in (torch.float32, torch.float16, torch.bfloat16):
-            raise ValueError(f"dtype: expected float32, float16 or bfloat16, got {dtype}")
         if capture_cache < 1:
             raise ValueError(f"capture_cache: expected at least 1, got {capture_cache}")
         self.device = _device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.dtype = dtype
+        self.dtype = _dtype(dtype)
         self.config = model.config
         if resize is not None:
             self.config = with_resize(self.config, resize)
@@ -82,7 +81,7 @@ class Predictor(Predicting):
         on_device = self.device.type == "cuda" and use_triton(self.device)
         if capture and not on_device:
             raise ValueError(f"capture: expected a CUDA device with Triton's kernels, got {str(self.device)!r}")
-        self.graph = optimize(model, self.device, dtype)
+        self.graph = optimize(model, self.device, self.dtype)
         self._run_capacity = RUN_CAPACITY if on_device else None
         self._streams: list[torch.cuda.Stream] = []
         self._trim_masks = trim_masks and self.device.type != "cpu"  # where every stage is cut to what there is
@@ -126,7 +125,7 @@ def load(
     weights: str | Path = "people",
     *,
     device: str | torch.device | None = None,
-    dtype: torch.dtype = torch.float32,
+    dtype: str | torch.dtype = torch.float32,
     score: float | None = None,
     max_detections: int | None = None,
     resize: int | ResizeConfig | None = None,
@@ -163,6 +162,15 @@ def load(
         capture_cache=capture_cache,
         trim_masks=trim_masks,
     )
+
+
+def _dtype(wanted: str | torch.dtype) -> torch.dtype:
+    """By name or as torch has it."""
+    name = str(wanted).removeprefix("torch.")
+    if name not in ("float32", "float16", "bfloat16"):
+        raise ValueError(f"dtype: expected float32, float16 or bfloat16, got {wanted}")
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
 
 
 def _device(wanted: str | torch.device) -> torch.device:

@@ -199,11 +199,11 @@ class Result:
             mask_runs=None if known is None else [known[n] for n in picked],
         )
 
-    def filter(self, score: float = 0.0, labels: Iterable[int | str] | None = None) -> "Result":
-        """Those with at least this score and, where labels are given, one of these labels or class names."""
+    def filter(self, score: float = 0.0, labels: int | str | Iterable[int | str] | None = None) -> "Result":
+        """Those with at least this score and, where labels are given, this or one of these labels or class names."""
         kept = self.scores >= score
         if labels is not None:
-            wanted = {labels} if isinstance(labels, str) else set(labels)
+            wanted = {labels} if isinstance(labels, (str, int, np.integer)) else set(labels)
             kept &= [name in wanted or label in wanted for name, label in zip(self.names, self.labels, strict=True)]
         return self[kept]
 
