@@ -29,6 +29,7 @@ from .options import (
     checkpoint_options,
     load_any,
 )
+from .predict import check_folder
 
 if TYPE_CHECKING:
     from ..engine.training.detection import Source
@@ -94,6 +95,9 @@ def run(options: argparse.Namespace) -> int:
     limits = [options.batch_size, options.processes, options.max_detections]
     if min(limit for limit in limits if limit is not None) < 1:
         raise ValueError("batch-size, processes, max-detections: expected at least 1 each")
+    output = options.output or (None if options.json else Path("evaluation"))
+    if output:
+        check_folder(output)
     annotations, images = data_set(options.data, options.images)
     content = read_truth(annotations)
     categories = _categories(content, options.categories)
@@ -130,7 +134,6 @@ def run(options: argparse.Namespace) -> int:
         facts["known_categories"] = len(known & categories)
         evaluation.notes.extend(_lacking(evaluation.per_class, known))
     facts |= evaluation.to_json()
-    output = options.output or (None if options.json else Path("evaluation"))
     written = _write(output, evaluation, facts, pictures, None if options.detections else found) if output else []
     if options.json:
         print(json.dumps(facts))

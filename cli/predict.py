@@ -21,7 +21,7 @@ from .options import (
 if TYPE_CHECKING:
     from ..engine.inference.result import Result
 
-__all__ = ["add", "run"]
+__all__ = ["add", "check_folder", "run"]
 
 
 def add(verbs: Verbs) -> None:
@@ -62,15 +62,20 @@ def run(options: argparse.Namespace) -> int:
     from ..engine.pictures.reading import expand
 
     console = open_console()
+    models = [source for source in options.sources[1:] if source.endswith(".onnx")]
+    if models:
+        raise ValueError(f"expected a model before the pictures and once, got {models[0]} after {options.sources[0]}")
     if options.sources[0].endswith(".onnx"):  # no picture: the model
         if options.weights != "people":
             raise ValueError(f"expected one model, got {options.sources[0]} and --weights {options.weights}")
         options.weights = options.sources.pop(0)
         if not options.sources:
             raise ValueError(f"expected pictures after {options.weights}, got none")
+    output = options.output or (None if options.json else Path("trimask-output"))
+    if output:
+        check_folder(output)
     sources = list(expand(options.sources))
     predictor = load_any(options, max_detections=options.max_detections, resize=options.resize)
-    output = options.output or (None if options.json else Path("trimask-output"))
     if output:
         output.mkdir(parents=True, exist_ok=True)
     names = _unique_names(sources)
@@ -105,6 +110,13 @@ def run(options: argparse.Namespace) -> int:
             if not options.json:
                 console.print(f"{len(good)} of {len(sources)} pictures; {written}", soft_wrap=True)
     return 0 if len(good) == len(sources) and not failed else 1
+
+
+def check_folder(output: Path) -> None:
+    """See, before the work, that no file stands where results are to go."""
+    for path in (output, *output.parents):
+        if path.exists() and not path.is_dir():
+            raise ValueError(f"output: expected a folder, got the file {path}")
 
 
 def _unique_names(sources: Sequence[Path | str]) -> list[str]:

@@ -130,6 +130,24 @@ def test_an_overlay_that_cannot_be_written_stops_nobody(
     assert "no overlay: " in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("below", ["", "below"])
+def test_a_file_in_the_place_of_the_output_folder_is_named_before_the_work(
+    folder: Path, below: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = folder / "1.png"
+    assert run("predict", folder, "--weights", "nothing", "--output", file / below) == 1
+    assert capsys.readouterr().err == f"trimask: output: expected a folder, got the file {file}\n"
+
+
+@pytest.mark.parametrize("first", ["1.png", "other.onnx"])
+def test_a_model_among_the_pictures_is_named_before_the_work(
+    folder: Path, first: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("predict", folder / first, folder / "2.png", "model.onnx", "--weights", "nothing") == 1
+    expected = f"expected a model before the pictures and once, got model.onnx after {folder / first}"
+    assert capsys.readouterr().err == f"trimask: {expected}\n"
+
+
 def test_pictures_of_one_name_do_not_overwrite_each_other(weights: Path, folder: Path, tmp_path: Path) -> None:
     other = tmp_path / "more"
     other.mkdir()

@@ -575,6 +575,7 @@ def test_eval_goes_by_names_where_ids_mean_something_else(
         (("--data", "{folder}", "--categories", "cow"), "categories: expected some of bird, cat, dog, got cow"),
         (("--data", "{folder}", "--processes", "0"), "expected at least 1"),
         (("--data", "{folder}", "--images", "nowhere"), "nowhere"),
+        (("--data", "{folder}", "--output", "{folder}/val/1.png"), "output: expected a folder, got the file "),
     ],
 )
 def test_eval_fails_in_one_line(
