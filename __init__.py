@@ -3,7 +3,7 @@
     import trimask
 
     model = trimask.load("people")                 # bundled; or a path, or a published model's name
-    result = model.predict("photo.jpg")
+    result = model.predict("photo.jpg", score=0.5)
     result.plot().save("overlay.png")
 
 Names are imported on first use, so ``import trimask`` costs nothing and works without torch.
