@@ -1,10 +1,13 @@
 """The command line as people and programs use it: output, exit status, stderr."""
 
+import argparse
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,7 +17,7 @@ from PIL import Image
 
 from models import small_model
 from trimask import Predictor
-from trimask.cli import main
+from trimask.cli import _parser, main
 from trimask.engine.model.checkpoints import save
 
 
@@ -371,3 +374,125 @@ def test_help_needs_no_torch_and_a_closed_pipe_is_no_traceback() -> None:
         f"{sys.executable} -m trimask info --models | head -c 1", shell=True, capture_output=True, text=True, check=True
     )
     assert "Traceback" not in done.stderr
+
+
+LOADED = {  # options of predict and eval alike, and what `trimask.load` gets of them
+    "--weights mine.pth": {"weights": "mine.pth"},
+    "--device cuda:1": {"device": "cuda:1"},
+    "--dtype bfloat16": {"dtype": torch.bfloat16},
+    "--score 0.25": {"score": 0.25},
+    "--max-detections 7": {"max_detections": 7},
+    "--resize 320": {"resize": 320},
+    "--min-size 400": {"min_size": 400},
+    "--max-size 900": {"max_size": 900},
+    "--pixel-mean 1 2 3": {"pixel_mean": [1.0, 2.0, 3.0]},
+    "--pixel-std 4 5 6": {"pixel_std": [4.0, 5.0, 6.0]},
+    "--anchor-sizes 8 16": {"anchor_sizes": [8.0, 16.0]},
+    "--aspect-ratios 0.5 3": {"aspect_ratios": [0.5, 3.0]},
+    "--activation relu6": {"activation": "relu6"},
+    "--norm-eps 0.01": {"norm_eps": 0.01},
+    "--norm-groups 16": {"norm_groups": 16},
+    "--proposals 50": {"proposals": 50},
+    "--classes cat dog": {"classes": ["cat", "dog"]},
+    "--category-ids 4 2": {"category_ids": [4, 2]},
+    "--style caffe": {"style": "caffe"},
+}
+EXPORTED = {  # and what `Runtime` gets
+    "--weights mine.onnx": {"path": "mine.onnx"},
+    "--device cuda:1": {"device": "cuda:1"},
+    "--dtype bfloat16": {"dtype": "bfloat16"},
+    "--runtime openvino": {"backend": "openvino"},
+    **{option: LOADED[option] for option in ("--score 0.25", "--max-detections 7", "--resize 320")},
+}
+STREAMED = {"--batch-size 3": {"batch_size": 3}, "--workers 2": {"workers": 2}}  # what `predict` or `detect` gets
+
+
+@pytest.fixture
+def reached(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, dict[str, Any]]]:
+    """Runs a verb up to its first picture: what has reached `load`, `Runtime`, and `predict` or `detect`."""
+    seen: dict[str, dict[str, Any]] = {}
+    data = folder / "data.json"
+    images = [{"id": 1, "file_name": "1.png", "height": 60, "width": 80}]
+    categories = [{"id": 17, "name": "cat"}]
+    data.write_text(json.dumps({"images": images, "annotations": [], "categories": categories}))
+
+    def stop(*_: object, **options: Any) -> None:
+        seen["stream"] = options
+        raise ValueError("far enough")
+
+    def load(weights: str, **options: Any) -> SimpleNamespace:
+        seen["load"] = {"weights": weights, **options}
+        return SimpleNamespace(config=SimpleNamespace(category_ids=[17], class_names=["cat"]), predict=stop)
+
+    def runtime(path: str, **options: Any) -> SimpleNamespace:
+        model = load("", **options)
+        seen["runtime"] = {"path": path, **options}
+        return SimpleNamespace(**vars(model), provider="nothing")
+
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr("trimask.engine.inference.predictor.load", load)
+    monkeypatch.setattr("trimask.export.runtime.Runtime", runtime)
+    monkeypatch.setattr("trimask.engine.training.detection.detect", stop)
+
+    def up_to_there(verb: str, *options: str) -> dict[str, dict[str, Any]]:
+        sources = [folder / "1.png"] if verb == "predict" else ["--data", data, "--images", folder]
+        assert run(verb, *sources, *options) == 1
+        return seen
+
+    return up_to_there
+
+
+@pytest.mark.parametrize("verb", ["predict", "eval"])
+def test_every_option_reaches_what_it_is_for(verb: str, reached: Callable[..., dict[str, dict[str, Any]]]) -> None:
+    """Each alone: it is there, and all the rest is as without it."""
+    without = {
+        extra: {name: dict(got) for name, got in reached(verb, *extra).items()}
+        for extra in ((), ("--weights", "mine.onnx"))
+    }
+    for where, extra, options in (
+        ("load", (), LOADED),
+        ("stream", (), STREAMED),
+        ("runtime", ("--weights", "mine.onnx"), EXPORTED),
+    ):
+        for option, expected in options.items():
+            got = reached(verb, *extra, *option.split())[where]
+            assert got == {**without[extra][where], **expected}, option
+
+
+@pytest.mark.parametrize("verb", ["predict", "eval"])
+def test_no_option_of_a_verb_is_left_out_above(verb: str) -> None:
+    verbs = next(action for action in _parser()._actions if isinstance(action, argparse._SubParsersAction))
+    known = {option for action in verbs.choices[verb]._actions for option in action.option_strings if option[1] == "-"}
+    tested = {option.split()[0] for option in (*LOADED, *EXPORTED, *STREAMED)}
+    of_eval = {"--detections", "--data", "--images", "--categories", "--kinds", "--processes", "--backend"}
+    elsewhere = {"--help", "--output", "--json", *({"--no-overlays"} if verb == "predict" else of_eval)}
+    assert known == tested | elsewhere
+
+
+@pytest.mark.parametrize(
+    ("option", "expected"),
+    [
+        ("--max-detections 7", {"max_detections": 7}),
+        ("--kinds segm", {"kinds": ["segm"]}),
+        ("--backend faster", {"backend": "faster"}),
+        ("--categories dog", {"category_ids": {18}}),
+    ],
+)
+def test_options_of_eval_reach_the_evaluation(
+    option: str, expected: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[dict[str, Any]] = []
+
+    def evaluate(*_: object, **options: Any) -> None:
+        seen.append(options)
+        raise ValueError("far enough")
+
+    monkeypatch.setattr("trimask.engine.training.evaluate.evaluate", evaluate)
+    categories = [{"id": 17, "name": "cat"}, {"id": 18, "name": "dog"}]
+    truth = {"images": [], "annotations": [], "categories": categories}
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    (tmp_path / "found.json").write_text("[]")
+    arguments = ("eval", "--detections", tmp_path / "found.json", "--data", tmp_path / "truth.json")
+    for more in ((), option.split()):
+        assert run(*arguments, *more) == 1
+    assert seen[1] == {**seen[0], **expected} != seen[0]
