@@ -70,6 +70,12 @@ def named(data: Data) -> None:
             one["image_id"] = "0f3a"
 
 
+def named_twice(data: Data) -> None:
+    """A category that is there under two ids, as where two data sets were joined."""
+    data["categories"].insert(1, {"id": 91, "name": "Ninety"})
+    next(one for one in data["annotations"] if one["category_id"] == 90)["category_id"] = 91
+
+
 # Name: the fault's kind, how it is planted, and how many annotations and pictures the clean copy lacks.
 PLANTED: dict[str, tuple[str, Callable[[Data, Path], Any], int, int]] = {
     "file": ("missing file", lambda data, folder: (folder / "2.png").unlink(), 3, 1),
@@ -100,6 +106,7 @@ PLANTED: dict[str, tuple[str, Callable[[Data, Path], Any], int, int]] = {
         0,
         0,
     ),
+    "only boxes": ("only boxes", lambda data, _: [x.update(segmentation=[]) for x in data["annotations"]], 0, 0),
     "only crowds": ("only crowds", lambda data, _: [x.update(iscrowd=1) for x in data["annotations"]], 0, 0),
     "file twice": (
         "duplicate file name",
@@ -110,6 +117,12 @@ PLANTED: dict[str, tuple[str, Callable[[Data, Path], Any], int, int]] = {
     "category twice": (
         "duplicate category id",
         lambda data, folder: data["categories"].append({"id": 3, "name": "again"}),
+        0,
+        0,
+    ),
+    "category name twice": (
+        "duplicate category name",
+        lambda data, folder: named_twice(data),
         0,
         0,
     ),
@@ -266,10 +279,13 @@ def test_a_planted_fault_is_found_once_and_mended(tmp_path: Path, data: Data, na
     assert len(report.clean["annotations"]) == 12 - annotations_gone
     assert len(report.clean["images"]) == 5 - pictures_gone
     assert report.clean["categories"] == whole["categories"]
-    again = check(clean, tmp_path)
+    again = check(clean, tmp_path, boxes_only=kind == "only boxes")
     assert again.faults == []
     assert (again.objects, again.crowds) == (report.objects, report.crowds)
-    assert sum(len(example) for example in CocoDataset(clean, tmp_path)) == 12 - annotations_gone
+    dataset = CocoDataset(clean, tmp_path, boxes_only=kind == "only boxes")
+    assert sum(len(example) for example in dataset) == 12 - annotations_gone
+    kept = {one["id"]: one["category_id"] for one in whole["annotations"]}
+    assert all(one["category_id"] == kept.get(one["id"], one["category_id"]) for one in report.clean["annotations"])
 
 
 def test_all_at_once(tmp_path: Path, data: Data) -> None:

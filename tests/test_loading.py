@@ -3,6 +3,7 @@
 import itertools
 import multiprocessing
 import os
+import re
 import signal
 import warnings
 from collections import Counter
@@ -211,6 +212,41 @@ def test_a_bad_picture_is_named_once_and_replaced(dataset: CocoDataset, workers:
     assert len(ids) == 70
     assert dataset.records[2].image_id not in ids
     assert ids.count(dataset.records[3].image_id) > 12  # the next one took its place
+
+
+@pytest.mark.parametrize("polygons", [False, True])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_bad_annotation_is_named_once_and_its_picture_stays(
+    tmp_path: Path, np_rng: np.random.Generator, workers: int, polygons: bool
+) -> None:
+    data = content(tmp_path, np_rng, 4, ("polygon",), crowd=False)
+    data["annotations"][4]["segmentation"] = []
+    dataset = CocoDataset(write(tmp_path, data), tmp_path, polygons=polygons)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        options = {"batch_size": 4, "aspect_grouping": False, "workers": workers, "context": "fork"}
+        batches = take(6, dataset, Augment(AugmentConfig(), INPUT), **options)
+    about = [str(warning.message) for warning in caught if "annotation" in str(warning.message)]
+    assert len(about) == 1
+    assert re.search(r"1\.png: annotation 29: .*; it is no object to learn$", about[0])
+    for batch in batches:
+        assert sorted(batch.image_ids) == [5, 15, 25, 35]
+        row = batch.image_ids.index(15)
+        assert batch.targets.count[row] == 3
+        assert batch.targets.crowd[row].tolist() == [False, True, False]
+
+
+def test_no_more_than_some_faults_are_told(tmp_path: Path, np_rng: np.random.Generator) -> None:
+    data = content(tmp_path, np_rng, 12)
+    for one in data["annotations"]:
+        one["segmentation"] = {}
+    dataset = CocoDataset(write(tmp_path, data), tmp_path)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        take(6, dataset, Augment(AugmentConfig(), INPUT), batch_size=4)
+    about = [str(warning.message) for warning in caught if "annotation" in str(warning.message)]
+    assert len(about) == len(set(about)) == 21
+    assert ["not shown" in text for text in about] == [False] * 20 + [True]
 
 
 def test_when_no_picture_can_be_read_it_says_so(dataset: CocoDataset) -> None:

@@ -1,6 +1,7 @@
 """Data sets: COCO's annotation files and PASCAL VOC's masks, what they hold, and what is said of bad ones."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -152,11 +153,9 @@ def test_boxes_alone_will_do_for_models_without_masks(tmp_path: Path, np_rng: np
     data = content(tmp_path, np_rng, pictures=2)
     for entry in data["annotations"]:
         entry["segmentation"] = [[1, 2, 3, 4]]
-    path = write(tmp_path, data)
-    with pytest.raises(ValueError, match=r"0\.png: annotation 1: segmentation"):
-        CocoDataset(path, tmp_path)[0]
-    example = CocoDataset(path, tmp_path, boxes_only=True)[0]
+    example = CocoDataset(write(tmp_path, data), tmp_path, boxes_only=True)[0]
     assert [list(extent(mask)) for mask in example.masks] == example.boxes.tolist()
+    assert example.faults == ()
 
 
 def test_the_thinnest_box_alone_has_a_pixel_wherever_it_is(tmp_path: Path) -> None:
@@ -262,8 +261,13 @@ def test_bad_segmentations_name_picture_and_annotation(
         "annotations": [entry],
         "categories": [{"id": 3, "name": "three"}],
     }
-    with pytest.raises(ValueError, match=r"0\.png: annotation 77: "):
-        CocoDataset(write(tmp_path, data), tmp_path)[0]
+    example = CocoDataset(write(tmp_path, data), tmp_path)[0]
+    assert len(example.faults) == 1
+    assert re.search(r"0\.png: annotation 77: ", example.faults[0])
+    x, y, w, h = entry["bbox"]
+    assert example.boxes.tolist() == [[x, y, x + w, y + h]]
+    assert example.crowd.tolist() == [True]  # there is something, but nothing to learn
+    assert list(extent(example.masks[0])) == [x, y, x + w, y + h]
 
 
 @given(st.recursive(st.none() | st.floats() | st.text(), lambda x: st.lists(x) | st.dictionaries(st.text(), x)))
@@ -278,9 +282,14 @@ def test_junk_for_a_segmentation_is_a_value_error(junk: Any) -> None:
 )
 def test_bad_boxes_name_picture_and_annotation(tmp_path: Path, np_rng: np.random.Generator, bbox: Any) -> None:
     data = content(tmp_path, np_rng, pictures=2)
+    whole = CocoDataset(write(tmp_path, data), tmp_path)[0]
     data["annotations"][1]["bbox"] = bbox
-    with pytest.raises(ValueError, match=r"0\.png: annotation 8: bbox"):
-        CocoDataset(write(tmp_path, data), tmp_path)[0]
+    example = CocoDataset(write(tmp_path, data), tmp_path)[0]
+    assert len(example.faults) == 1
+    assert re.search(r"0\.png: annotation 8: bbox", example.faults[0])
+    assert np.array_equal(example.boxes, whole.boxes[[0, 2]])
+    assert np.array_equal(example.masks, whole.masks[[0, 2]])
+    assert np.array_equal(example.crowd, whole.crowd[[0, 2]])
 
 
 def test_bad_pictures_are_named(tmp_path: Path, np_rng: np.random.Generator) -> None:

@@ -25,6 +25,7 @@ __all__ = ["FAULTS", "Fault", "Report", "check"]
 FAULTS = {
     "nothing to learn": "nothing can be done about it",
     "only crowds": "taken for objects, which some tools mark so (CVAT's brush masks)",
+    "only boxes": "only they are looked at; with --no-masks they are all that is wanted",
     "missing field": "filled in, or the entry dropped",
     "id of text": "numbered",
     "missing file": "picture dropped",
@@ -34,6 +35,7 @@ FAULTS = {
     "duplicate file name": "later picture dropped",
     "duplicate image id": "later entry dropped; where it is of another file, both pictures, and what is said of either",
     "duplicate category id": "later category dropped",
+    "duplicate category name": "its annotations given to the first category of that name",
     "duplicate annotation id": "later annotation renumbered",
     "annotation id 0": "renumbered: COCOeval takes 0 for no match",
     "unknown image": "annotation dropped",
@@ -138,9 +140,14 @@ class _Check:
         self.boxes_only = boxes_only
         self.report = Report(pictures=len(content["images"]))
         self.sizes: Counter[int] = Counter()
+        self.same: dict[int, int] = {}  # ids of categories, and of the first one of the same name
         self.content = self._numbered(content)
 
     def run(self, workers: int, progress: Progress) -> Report:
+        entries = [entry for entry in self.content["annotations"] if isinstance(entry, dict)]
+        if entries and not self.boxes_only and not any(entry.get("segmentation") for entry in entries):
+            self.boxes_only = True
+            self._fault("only boxes", f"expected segmentations, got none in {len(entries)} annotations")
         categories = list(self._categories())
         names = {entry["id"]: entry["name"] for entry in categories}
         images = list(self._images(workers, progress))
@@ -191,15 +198,20 @@ class _Check:
         return {**content, "images": images, "annotations": annotations}
 
     def _categories(self) -> Iterator[dict[str, Any]]:
-        seen = set()
+        first: dict[str, int] = {}
         for entry in self.content["categories"]:
             if _get(entry, "id") is None or not isinstance(entry.get("name"), str):
                 self._fault("missing field", f"category: expected an integer id and a name, got {entry!r:.80}")
-            elif entry["id"] in seen:
+            elif entry["id"] in self.same:
                 self._fault("duplicate category id", f"category {entry['id']}: expected it once, got {entry!r:.80}")
             else:
-                seen.add(entry["id"])
-                yield entry
+                name = entry["name"].casefold()  # as the classes of two files are matched
+                self.same[entry["id"]] = first.setdefault(name, entry["id"])
+                if first[name] == entry["id"]:
+                    yield entry
+                else:
+                    said = f"expected {entry['name']!r} once, got it as {first[name]} and {entry['id']}"
+                    self._fault("duplicate category name", said)
 
     def _images(self, workers: int, progress: Progress) -> Iterator[dict[str, Any]]:
         """The pictures that are all right, their sizes filled in."""
@@ -254,6 +266,8 @@ class _Check:
         for entry in entries:
             needed = {name: _get(entry, name) for name in ("image_id", "category_id")}
             number, image_id, category = _get(entry, "id"), *needed.values()
+            if category in self.same:
+                category = self.same[category]
             if image_id in dropped:
                 continue  # with its picture, whose fault is told
             image = images.get(image_id) if image_id is not None else None
@@ -266,7 +280,7 @@ class _Check:
             elif category not in names:
                 self._fault("unknown category", f"expected a category of the file, got {category}", file, number)
             else:
-                fixed = self._annotation(entry, image)
+                fixed = self._annotation({**entry, "category_id": category}, image)
                 again = number in seen
                 if number is None or number == 0 or again:
                     if number is not None:

@@ -1,7 +1,8 @@
 """Pictures and their objects from a COCO annotation file: indexed once, decoded when asked for.
 
 Classes are contiguous labels: the file's categories by rising id, as in Detectron2, or in the order that a model's
-config gives. Pictures without objects are kept. An object whose box or mask has no area is left out.
+config gives. Pictures without objects are kept. An object whose box or mask has no area is left out. One whose
+annotation cannot be read is told of, and its box, where there is one, is a region to ignore: there is something.
 
 Boxes are the annotations' own, clipped to the picture, as in torchvision and Detectron2; where one has none, it is the
 extent of its mask.
@@ -66,6 +67,7 @@ class Example:
         masks: bool [N, H, W].
         crowd: bool [N]: a region to ignore, not an object.
         polygons: of each object, none for crowds; None where an object has none, or they were not asked for.
+        faults: of annotations that could not be read; each names the picture and the annotation.
     """
 
     picture: NDArray[Any]
@@ -76,6 +78,7 @@ class Example:
     image_id: int
     path: Path
     polygons: list[Polygons] | None = None
+    faults: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -215,55 +218,65 @@ class CocoDataset:
 
         Raises:
             PictureError: a picture that is damaged or not of the size in the file.
-            ValueError: a bad box or segmentation; the text names the picture and the annotation.
             OSError: a missing file.
         """
         record = self.records[index]
         picture = read_upright(record.path, record.size)
         count = len(record.annotations)
         boxes, masks = np.zeros((count, 4), np.float32), np.zeros((count, *record.size), np.bool_)
+        crowd = np.array([bool(annotation.get("iscrowd", 0)) for annotation in record.annotations], np.bool_)
         polygons: list[Polygons] | None = [[] for _ in range(count)] if self.polygons else None
+        faults = []
         for n, annotation in enumerate(record.annotations):
             try:
                 boxes[n] = self._object(annotation, record.size, masks[n])
                 segmentation = annotation.get("segmentation")
-                if polygons is not None and not annotation.get("iscrowd", 0):
+                if polygons is not None and not crowd[n]:
                     if isinstance(segmentation, list) and segmentation:
                         polygons[n] = polygons_of(segmentation, record.size)
                     else:
                         polygons = None
             except ValueError as error:
-                raise ValueError(f"{record.path}: annotation {annotation.get('id')!r}: {error}") from None
+                crowd[n] = True
+                with suppress(ValueError):
+                    boxes[n] = _boxed(annotation.get("bbox"), record.size, masks[n])
+                faults.append(f"{record.path}: annotation {annotation.get('id')!r}: {error}")
         example = Example(
             picture,
             boxes,
             np.array([self.labels[annotation["category_id"]] for annotation in record.annotations], np.int64),
             masks,
-            np.array([bool(annotation.get("iscrowd", 0)) for annotation in record.annotations], np.bool_),
+            crowd,
             record.image_id,
             record.path,
             polygons,
+            tuple(faults),
         )
         return example.take(np.flatnonzero(has_area(boxes)))
 
     def _object(self, annotation: dict[str, Any], size: tuple[int, int], mask: NDArray[np.bool_]) -> NDArray[Any]:
         """The box of an object, zeros if there is nothing of it; its pixels are set in ``mask``."""
-        box = None
-        if annotation.get("bbox") is not None:
-            box = clipped_box(annotation["bbox"], size)
-        if not self.boxes_only:
-            crop, y, x = crop_of_runs(runs_of(annotation.get("segmentation"), size), size[0])
-            height, width = crop.shape
-            mask[y : y + height, x : x + width] = crop
-            if not crop.size:
-                return np.zeros(4)
-            return np.array([x, y, x + width, y + height], np.float64) if box is None else box
-        if box is None:
-            raise ValueError("expected a bbox, got none")
-        x1, y1, x2, y2 = np.rint(box).astype(int)
-        x1, y1 = min(x1, size[1] - 1), min(y1, size[0] - 1)  # a pixel for the thinnest box, at the far edges too
-        mask[y1 : max(y2, y1 + 1), x1 : max(x2, x1 + 1)] = True
-        return box
+        bbox = annotation.get("bbox")
+        if self.boxes_only:
+            return _boxed(bbox, size, mask)
+        box = None if bbox is None else clipped_box(bbox, size)
+        crop, y, x = crop_of_runs(runs_of(annotation.get("segmentation"), size), size[0])
+        height, width = crop.shape
+        mask[y : y + height, x : x + width] = crop
+        if not crop.size:
+            return np.zeros(4)
+        return np.array([x, y, x + width, y + height], np.float64) if box is None else box
+
+
+def _boxed(bbox: Any, size: tuple[int, int], mask: NDArray[np.bool_]) -> NDArray[Any]:
+    """The box of an object that has nothing else; its pixels are set in ``mask``."""
+    if bbox is None:
+        raise ValueError("expected a bbox, got none")
+    box = clipped_box(bbox, size)
+    x1, y1, x2, y2 = np.rint(box).astype(int)
+    x1, y1 = min(x1, size[1] - 1), min(y1, size[0] - 1)  # a pixel for the thinnest box, at the far edges too
+    mask[y1 : max(y2, y1 + 1), x1 : max(x2, x1 + 1)] = True
+    return box
 
 
 def corners(bbox: Any) -> NDArray[np.float64]:

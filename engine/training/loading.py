@@ -28,10 +28,9 @@ from .data import Example, Record
 __all__ = ["Batch", "Examples", "Order", "collate", "loader"]
 
 ATTEMPTS = 64  # pictures in a row that cannot be read: then it is not the pictures
+WARNINGS = 20  # of annotations and pictures that cannot be read
 WINDOW = 64  # batches among which pictures of one orientation find each other
 _EXAMPLE, _EPOCH, _WINDOW = range(3)  # what a random choice is about
-
-Fault = tuple[str, str]  # a picture's path, and what is wrong with it
 
 
 class Batch(NamedTuple):
@@ -112,8 +111,8 @@ def loader(
         context: how workers start: "fork", "spawn" or "forkserver"; by default as Python does.
 
     Yields:
-        Batches, until it is closed; a picture that cannot be read is warned about once, by name, and the next one takes
-        its place.
+        Batches, until it is closed. A picture that cannot be read is warned about once, by name, and the next one takes
+        its place; an annotation that cannot be read leaves its picture in, and a region to ignore.
 
     Raises:
         ValueError: arguments that do not fit; an object without polygons where they are asked for; too many pictures in
@@ -159,10 +158,11 @@ def _iterate(
             if isinstance(result, Exception):
                 raise result
             batch, faults = result
-            for path, fault in faults:
-                if path not in warned:
-                    warned.add(path)
-                    warnings.warn(f"{fault}; another picture takes its place", stacklevel=2)
+            for fault in faults:
+                if fault not in warned and len(warned) <= WARNINGS:
+                    more = len(warned) == WARNINGS
+                    warned.add(fault)
+                    warnings.warn(f"{fault}{'; more are not shown' if more else ''}", stacklevel=2)
             yield batch
             iteration += 1
     except RuntimeError as error:
@@ -197,15 +197,15 @@ class _Batches(Dataset):
         self.seed = seed
         self.slots = slots
 
-    def __getitem__(self, iteration: int) -> tuple[Batch, list[Fault]] | Exception:
+    def __getitem__(self, iteration: int) -> tuple[Batch, list[str]] | Exception:
         """The batch, or what went wrong: raised in a worker it would come with pages of torch's."""
         try:
             return self._made(iteration)
         except Exception as error:
             return error
 
-    def _made(self, iteration: int) -> tuple[Batch, list[Fault]]:
-        faults: list[Fault] = []
+    def _made(self, iteration: int) -> tuple[Batch, list[str]]:
+        faults: list[str] = []
         indices = self.order(iteration)
         examples = []
         for slot in self.slots:
@@ -217,18 +217,22 @@ class _Batches(Dataset):
         batch = collate(examples, self.augment.input.size_divisible, masks=masks, polygons=polygons)
         return batch, faults
 
-    def _partner(self, generator: np.random.Generator, faults: list[Fault]) -> Callable[[], Example]:
+    def _partner(self, generator: np.random.Generator, faults: list[str]) -> Callable[[], Example]:
         return lambda: self._read(int(generator.integers(len(self.dataset))), faults)
 
-    def _read(self, index: int, faults: list[Fault]) -> Example:
+    def _read(self, index: int, faults: list[str]) -> Example:
         """The example at an index, or the next one that can be read."""
+        failed: Exception | None = None
         for attempt in range(ATTEMPTS):
-            at = (index + attempt) % len(self.dataset)
             try:
-                return self.dataset[at]
+                example = self.dataset[(index + attempt) % len(self.dataset)]
             except (OSError, ValueError) as error:
-                faults.append((str(self.dataset.records[at].path), str(error)))
-        raise ValueError(f"expected pictures that can be read, got {ATTEMPTS} in a row that cannot: {faults[-1][1]}")
+                failed = error
+                faults.append(f"{error}; another picture takes its place")
+            else:
+                faults.extend(f"{fault}; it is no object to learn" for fault in example.faults)
+                return example
+        raise ValueError(f"expected pictures that can be read, got {ATTEMPTS} in a row that cannot: {failed}")
 
 
 def _generator(seed: int, *key: int) -> np.random.Generator:

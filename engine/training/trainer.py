@@ -400,6 +400,10 @@ def _check(
         crowds = sum(len(record.annotations) for record in data.records)
         hint = f" but {crowds} marked as crowds (iscrowd), which are never learned" if crowds else ""
         raise ValueError(f"{data.annotations}: expected objects to learn, got none{hint}")
+    if model.mask_head and not any(a.get("segmentation") for record in data.records for a in record.annotations):
+        raise ValueError(
+            f"{data.annotations}: expected masks to learn, got boxes alone: train a model of boxes (--no-masks)"
+        )
     if not any(record.path.is_file() for record in data.records):
         raise ValueError(f"{data.annotations}: expected its pictures, found none such as {data.records[0].path}")
     if validation is None:
