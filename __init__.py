@@ -21,6 +21,10 @@ _PUBLIC = {
     "MaskRCNN": ".engine.model.mask_rcnn",
     "MaskRCNNConfig": ".engine.model.config",
     "convert": ".engine.model.checkpoints",
+    "train": ".engine.training.train",
+    "evaluate_model": ".engine.training.detection",
+    "AugmentConfig": ".engine.training.config",
+    "LossConfig": ".engine.model.loss_config",
 }
 
 __all__ = ["__version__", *_PUBLIC]

@@ -5,10 +5,8 @@ import json
 import math
 import multiprocessing
 import os
-import shlex
 import sys
 import warnings
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -35,12 +33,10 @@ if TYPE_CHECKING:
     from ..engine.training.detection import Source
     from ..engine.training.evaluate import Evaluation
 
-__all__ = ["add", "data_set", "run"]
+__all__ = ["add", "run"]
 
-FIELDS = {"bbox": "bbox", "segm": "segmentation"}  # what a detection needs for each kind
 Found = dict[Any, list[dict[str, Any]]]  # the detections of each image id
 Detected = tuple[Found, set[int]]  # and the data set's ids of the classes that the model has
-PARTS = ("val2017", "val2014", "val")  # of a data set's folder, the first that is there
 
 
 def add(verbs: Verbs) -> None:
@@ -58,7 +54,10 @@ def add(verbs: Verbs) -> None:
     )
     add_weights_option(evaluate, exported=True)
     evaluate.add_argument(
-        "--detections", type=Path, metavar="JSON", help="a COCO results file to score, instead of a model"
+        "--detections",
+        type=Path,
+        metavar="JSON",
+        help="to score instead of a model: a COCO results file, or what `trimask predict` wrote",
     )
     evaluate.add_argument(
         "--data",
@@ -70,7 +69,7 @@ def add(verbs: Verbs) -> None:
         "--images", type=Path, metavar="DIR", help="folder of the pictures (in a data set's folder: found)"
     )
     evaluate.add_argument("--categories", nargs="+", metavar="NAME", help="count these alone (all of the data set)")
-    evaluate.add_argument("--kinds", nargs="+", choices=tuple(FIELDS), help="bbox, segm (what the detections have)")
+    evaluate.add_argument("--kinds", nargs="+", choices=("bbox", "segm"), help="bbox, segm (what the detections have)")
     evaluate.add_argument("--score", type=float, help="lowest score to count (the model's own, as published AP has it)")
     evaluate.add_argument(
         "--max-detections", type=int, metavar="N", help="per picture (the model's own), and of a class in it (100)"
@@ -89,8 +88,8 @@ def add(verbs: Verbs) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from ..engine.training.detection import sources
-    from ..engine.training.evaluate import evaluate, read_results, read_truth
+    from ..engine.training.detection import chosen_ids, data_set, lacking, sources
+    from ..engine.training.evaluate import evaluate, kinds_in, read_results, read_truth
 
     limits = [options.batch_size, options.processes, options.max_detections]
     if min(limit for limit in limits if limit is not None) < 1:
@@ -100,14 +99,14 @@ def run(options: argparse.Namespace) -> int:
         check_folder(output)
     annotations, images = data_set(options.data, options.images)
     content = read_truth(annotations)
-    categories = _categories(content, options.categories)
+    categories = chosen_ids(content, options.categories)
     pictures = sources(content, images) if images else []
     known = None  # the data set's ids of the model's classes, which detections alone do not tell
     if options.detections:
         given = [name for name in ("score", "resize") if getattr(options, name) is not None]
         if given:
             raise ValueError(f"{', '.join(given)}: expected with weights alone, got detections, all of which count")
-        found = read_results(options.detections)
+        found = read_results(options.detections, content)
         if options.categories:
             found = [entry for entry in found if entry["category_id"] in categories]
     elif images is None:
@@ -120,19 +119,18 @@ def run(options: argparse.Namespace) -> int:
             return 0  # the first process goes on with what all have found
         by_id, known = detected
         found = [x for picture in pictures for x in by_id[picture.image_id] if x["category_id"] in categories]
-    kinds = options.kinds or [kind for kind, field in FIELDS.items() if all(field in entry for entry in found)]
     evaluation = evaluate(
         found,
         content,
         category_ids=categories,
         max_detections=options.max_detections or 100,
-        kinds=kinds or tuple(FIELDS),
+        kinds=options.kinds or kinds_in(found),
         backend=options.backend,
     )
     facts = _facts(options, annotations, len(content["images"]), len(found))
     if known is not None:
         facts["known_categories"] = len(known & categories)
-        evaluation.notes.extend(_lacking(evaluation.per_class, known))
+        evaluation.notes.extend(lacking(evaluation.per_class, known))
     facts |= evaluation.to_json()
     written = _write(output, evaluation, facts, pictures, None if options.detections else found) if output else []
     if options.json:
@@ -142,38 +140,6 @@ def run(options: argparse.Namespace) -> int:
         _print(console, evaluation, facts)
         console.print(f"wrote {', '.join(map(str, written))}", soft_wrap=True)
     return 0
-
-
-def data_set(data: Path, images: Path | None) -> tuple[Path, Path | None]:
-    """The annotation file and the folder of its pictures, if it is known."""
-    if not data.is_dir():
-        return data, images
-    for part in PARTS:
-        annotations = data / "annotations" / f"instances_{part}.json"
-        if annotations.is_file():
-            folders = [folder for folder in (data / part, data / "images" / part, data / "images") if folder.is_dir()]
-            return annotations, images or next(iter(folders), None)
-    expected = ", ".join(f"instances_{part}.json" for part in PARTS)
-    raise ValueError(f"data: expected one of {expected} in {data / 'annotations'}, found none")
-
-
-def _categories(content: Mapping[str, Any], names: Sequence[str] | None) -> set[int]:
-    """The ids of the categories that count."""
-    known = {category["id"]: str(category["name"]) for category in content["categories"]}
-    unknown = [name for name in names or () if name not in known.values()]
-    if unknown:
-        raise ValueError(f"categories: expected some of {', '.join(known.values())}, got {', '.join(unknown)}")
-    return {number for number, name in known.items() if not names or name in names}
-
-
-def _lacking(per_class: Sequence[Mapping[str, Any]], known: set[int]) -> list[str]:
-    """A note where classes that the model does not have lower the means: those without objects count in none."""
-    if all(row["id"] in known or not row["objects"] for row in per_class):
-        return []
-    names = [shlex.quote(row["name"]) for row in per_class if row["id"] in known]
-    note = f"the model has {len(names)} of the {len(per_class)} classes of the data that count; the others count as 0"
-    chosen = " ".join(names) if len(names) <= 3 else "NAME ..."
-    return [f"{note} (--categories {chosen} for those alone)" if names else note]
 
 
 def _detected(
@@ -217,7 +183,7 @@ def _share(
     options: argparse.Namespace, pictures: Sequence["Source"], categories: Mapping[int, str], rank: int, world: int
 ) -> Detected:
     """The detections of every so-manieth batch; batches are the same however many processes there are."""
-    from ..engine.training.detection import detect
+    from ..engine.training.detection import detect, matched
 
     limits: dict[str, int | None] = {"max_detections": options.max_detections, "resize": options.resize}
     if options.processes > 1 and options.weights.endswith(".onnx"):
@@ -228,60 +194,16 @@ def _share(
         torch.set_num_threads(max(torch.get_num_threads() // options.processes, 1))
     predictor = load_any(options, **limits)
     classes = dict(zip(predictor.config.category_ids, predictor.config.class_names, strict=True))
-    theirs = _matched(classes, categories, options.categories, quiet=rank > 0)
+    theirs, notes = matched(classes, categories, options.categories)
     mine = [picture for n, picture in enumerate(pictures) if n // options.batch_size % world == rank]
     stream = detect(predictor.predict, mine, theirs, batch_size=options.batch_size, workers=options.workers)
     if rank == 0:
+        for note in notes:
+            print(f"trimask: {note}", file=sys.stderr)
         stream = progress(stream, len(mine), "detecting")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a picture that cannot be read is an error here
         return {picture.image_id: entries for picture, entries in zip(mine, stream, strict=True)}, {*theirs.values()}
-
-
-def _matched(
-    classes: Mapping[int, str], categories: Mapping[int, str], chosen: Sequence[str] | None, quiet: bool
-) -> dict[int, int]:
-    """The data set's id of each class of the model that counts there.
-
-    By id, as published weights and data sets agree; where the name of a class stands at another id, all by name.
-
-    Args:
-        classes, categories: names by id, of the model and of the data set.
-        chosen: names of the categories that are to be counted; None: all, and each class of the model must be there.
-        quiet: say nothing of what differs.
-    """
-    # torchvision's models have classes for the gaps in COCO's ids, which no picture ever showed.
-    known = {number: name for number, name in classes.items() if not name.startswith("N/A")}
-    by_name: dict[str, list[int]] = defaultdict(list)
-    for number, name in categories.items():
-        by_name[name.casefold()].append(number)
-    found = {}
-    for number, name in known.items():
-        theirs = by_name.get(name.casefold(), [number])
-        if number not in theirs and len(theirs) > 1:
-            raise ValueError(f"data: expected one category named {name!r}, got the ids {theirs}")
-        found[number] = number if number in theirs else theirs[0]
-    moved = any(ours != theirs for ours, theirs in found.items())
-    if moved:
-        found = {number: theirs for number, theirs in found.items() if known[number].casefold() in by_name}
-    unknown = [f"{n} {name}" for n, name in known.items() if found.get(n) not in categories]
-    if chosen is not None:
-        unknown = [name for name in chosen if moved and not {*by_name[name.casefold()]} & {*found.values()}]
-    if unknown:
-        there = ", ".join(f"{number} {name}" for number, name in categories.items())
-        raise ValueError(
-            f"weights: expected classes of the data set ({there}), got {', '.join(unknown)} besides; to count only "
-            "some: --categories NAME ...; to name those of a foreign checkpoint: --classes, --category-ids"
-        )
-    for ours, number in found.items():
-        name, other = known[ours], categories.get(number, known[ours])
-        if not quiet and ours != number:
-            print(
-                f"trimask: category {ours} of the model is {number} in the data, by its name {name!r}", file=sys.stderr
-            )
-        elif not quiet and name.casefold() != other.casefold() and not name.startswith("class_"):
-            print(f"trimask: category {ours} is {name!r} to the model and {other!r} in the data", file=sys.stderr)
-    return found
 
 
 def _facts(options: argparse.Namespace, annotations: Path, pictures: int, detections: int) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from .console import open_console
-from .evaluate import data_set
 from .options import Verbs, add_checkpoint_options, add_verb, checkpoint_options
 
 if TYPE_CHECKING:
@@ -69,6 +68,7 @@ def add(verbs: Verbs) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    from ..engine.training.detection import data_set
     from ..export.onnx import to_onnx
     from ..export.triton_server import model_path, write_config
 

@@ -2,16 +2,18 @@
 
 import argparse
 import json
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ..engine.model import presets
-from ..engine.model.loss_config import TERMS, LossConfig
-from ..engine.training.config import AugmentConfig, TrainConfig
+from ..engine.model.loss_config import LossConfig
+from ..engine.training.config import AUGMENT, TrainConfig
 from .console import open_console, progress
 from .fields import add_fields, read_fields
 from .options import Verbs, add_checkpoint_options, add_verb, checkpoint_options
@@ -19,12 +21,8 @@ from .options import Verbs, add_checkpoint_options, add_verb, checkpoint_options
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from ..engine.model.mask_rcnn import MaskRCNN
-    from ..engine.training.trainer import Outcome
-
 __all__ = ["add", "run"]
 
-AUGMENT = AugmentConfig(flip=0.5)  # what the command begins with
 CONVENTIONS = {"trimask": LossConfig(), "torchvision": LossConfig.TORCHVISION, "detectron2": LossConfig.DETECTRON2}
 
 
@@ -71,127 +69,64 @@ def add(verbs: Verbs) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    import torch
-
-    from ..engine.inference.predictor import Predictor
-    from ..engine.model.checkpoints.options import Options
-    from ..engine.training.data import CocoDataset
-    from ..engine.training.distributed import processes
-    from ..engine.training.starting import start
-    from ..engine.training.trainer import Trainer
+    from ..engine.training.train import train
 
     config = read_fields(options, TrainConfig())
-    augment = read_fields(options, AUGMENT, "augment")
-    loss = read_fields(options, CONVENTIONS[options.loss], "loss")
-    data = CocoDataset(options.train, options.images)
-    begun = start(
-        options.weights,
-        data.class_names,
-        data.category_ids,
-        config=getattr(presets, options.preset)(data.class_names, data.category_ids) if options.preset else None,
-        changes=_changes(options),
-        options=Options.of(checkpoint_options(options)),
-        seed=config.seed,
-    )
-    data.boxes_only = begun.model.mask_head is None
-    validation = None
-    if options.val:
-        validation = CocoDataset(
-            options.val,
-            options.val_images or options.images,
-            like=data,
-            boxes_only=data.boxes_only,
+    first = int(os.environ.get("RANK", "0")) == 0  # of those that torchrun has started
+    console = open_console(stderr=True)
+    console.quiet = not first
+    with _shown(console, config.iterations) as watch:
+        outcome = train(
+            options.train,
+            options.images,
+            options.out,
+            validation=options.val,
+            validation_images=options.val_images,
+            weights=options.weights,
+            preset=options.preset,
+            changes=_changes(options),
+            masks=not options.no_masks,
+            device=options.device,
+            resume=options.resume,
+            augment=read_fields(options, AUGMENT, "augment"),
+            loss=read_fields(options, CONVENTIONS[options.loss], "loss"),
+            options=checkpoint_options(options),
+            say=partial(console.print, soft_wrap=True),
+            watch=watch,
+            progress=partial(progress, what="evaluating"),
+            **vars(config),
         )
-    with processes(options.device or ("cuda" if torch.cuda.is_available() else "cpu")) as group:
-        if config.precision == "float16" and group.device.type == "cpu":
-            raise ValueError(
-                "precision: expected bfloat16 or float32 on a CPU, which float16 makes far slower, got float16"
-            )
-        console = open_console(stderr=True)
-        console.quiet = not group.first
-        for note in begun.notes:
-            console.print(note, soft_wrap=True)
-
-        def predictor(model: "MaskRCNN") -> Callable[..., Any]:
-            predict = Predictor(model, device=group.device, capture=False).predict
-
-            def shown(source: Any, **more: Any) -> Any:
-                found = predict(source, **more)
-                return progress(found, len(source), "evaluating") if more.get("stream") and group.first else found
-
-            return shown
-
-        with _shown(console, config.iterations) as watch:
-            trainer = Trainer(
-                options.out,
-                begun,
-                data,
-                validation,
-                config,
-                augment,
-                loss,
-                processes=group,
-                predictor=predictor,
-                resume=options.resume,
-                watch=watch,
-            )
-            console.print(
-                f"{len(data)} pictures to learn from, {len(validation) if validation else 'none'} to evaluate on, "
-                f"classes: {', '.join(data.class_names)}; iteration {trainer.iteration} of {config.iterations}, "
-                f"{config.optimizer} at a rate of {config.peak_rate():.2g}",
-                soft_wrap=True,
-            )
-            outcome = trainer.run()
-        if group.first:
-            _print(outcome, options.out)
+    if first:
+        console = open_console()
+        console.print(f"{outcome.reason} after {outcome.iteration} iterations: {outcome.folder}", soft_wrap=True)
+        if outcome.best:
+            console.print(f"best {100 * outcome.best[0]:.2f} at iteration {outcome.best[1]}", soft_wrap=True)
     return 130 if outcome.interrupted else 0
 
 
-def _changes(options: argparse.Namespace) -> list[tuple[str, Any]]:
+def _changes(options: argparse.Namespace) -> dict[str, Any]:
     """Values of the model's config to change."""
-    changes: list[tuple[str, Any]] = [("mask_head", None)] if options.no_masks else []
+    changes = {}
     for text in options.set:
         name, separator, value = text.partition("=")
         if not separator:
             raise ValueError(f"set: expected NAME=VALUE, got {text!r}")
         try:
-            changes.append((name, json.loads(value)))
+            changes[name] = json.loads(value)
         except json.JSONDecodeError:
-            changes.append((name, value))
+            changes[name] = value
     return changes
 
 
 @contextmanager
 def _shown(console: "Console", total: int) -> Iterator[Callable[[int, dict[str, Any] | None], None]]:
-    """A line for each of the metrics', and on a terminal a bar with the time that is left."""
+    """On a terminal a bar with the time that is left."""
     columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     bar = Progress(*columns, console=console, transient=True, disable=console.quiet or not console.is_terminal)
     task = bar.add_task("training", total=total)
 
     def watch(iteration: int, line: dict[str, Any] | None) -> None:
         bar.update(task, completed=iteration)
-        if line:
-            console.print(_text(line), soft_wrap=True)
 
     with bar:
         yield watch
-
-
-def _text(line: dict[str, Any]) -> str:
-    def shown(names: Sequence[str], factor: int = 1) -> str:
-        return "  ".join(f"{name} {factor * line[name]:.3f}" for name in names if name in line)
-
-    if "loss" not in line:
-        return f"{line['iteration']:>6}  {shown(('bbox_AP', 'bbox_AP50', 'segm_AP', 'segm_AP50'), 100)}"
-    terms = shown(TERMS)
-    return (
-        f"{line['iteration']:>6}  loss {line['loss']:.3f}  ({terms})  rate {line['learning_rate']:.2g}  "
-        f"{line['seconds']:.2f} s"
-    )
-
-
-def _print(outcome: "Outcome", out: Path) -> None:
-    console = open_console()
-    console.print(f"{outcome.reason} after {outcome.iteration} iterations: {out}", soft_wrap=True)
-    if outcome.best:
-        console.print(f"best {100 * outcome.best[0]:.2f} at iteration {outcome.best[1]}", soft_wrap=True)

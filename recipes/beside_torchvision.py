@@ -44,10 +44,7 @@ CPU = torch.device("cpu")
 
 def ours(begun: Start, data: CocoDataset, config: TrainConfig, out: Path) -> MaskRCNN:
     with processes("cpu") as group:
-        trainer = Trainer(
-            out, begun, data, None, config, AUGMENT, LossConfig.TORCHVISION,
-            processes=group, predictor=lambda model: Predictor(model, device="cpu").predict,
-        )  # fmt: skip
+        trainer = Trainer(out, begun, data, None, config, AUGMENT, LossConfig.TORCHVISION, processes=group)
         trainer.run()
     return trainer.model
 

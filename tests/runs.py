@@ -12,7 +12,6 @@ from torch import Tensor
 from coco_files import content, write
 from models import SMALL
 from trimask import MaskRCNN, MaskRCNNConfig
-from trimask.engine.inference.predictor import Predictor
 from trimask.engine.model.config import FPNConfig, InputConfig, MaskHeadConfig, ResizeConfig, ResNetConfig
 from trimask.engine.model.loss_config import LossConfig
 from trimask.engine.training.config import AugmentConfig, TrainConfig
@@ -26,6 +25,7 @@ TINY = replace(
     class_names=("three", "seven", "ninety"),
     category_ids=(3, 7, 90),
     input=InputConfig(resize=ResizeConfig(min_size=48, max_size=64)),
+    detection=replace(SMALL.detection, score_threshold=0.0),
     backbone=ResNetConfig((1, 1, 1, 1), groups=2, group_width=4),
     fpn=FPNConfig(channels=16),
     rpn=replace(SMALL.rpn, pre_nms=50, post_nms=20),
@@ -71,7 +71,6 @@ def trainer(out: Path, data: CocoDataset, config: TrainConfig = SIX, **options: 
         "augment": AugmentConfig(flip=0.5, crop=0.3),
         "loss": LOSS,
         "processes": ALONE,
-        "predictor": lambda model: Predictor(model, device="cpu", score=0.0).predict,
     } | options
     return Trainer(out, data=data, config=config, **made)
 

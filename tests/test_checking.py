@@ -215,7 +215,9 @@ def test_boxes_alone_are_enough_where_masks_are_not_wanted(tmp_path: Path, data:
     for one in data["annotations"]:
         one["segmentation"] = []
     path = write(tmp_path, data)
-    assert check(path, tmp_path).objects == 0
+    report = check(path, tmp_path)
+    assert report.counts == {"only boxes": 1}
+    assert report.objects == 11
     report = check(path, tmp_path, boxes_only=True)
     assert (report.faults, report.objects) == ([], 11)
     data["annotations"][0]["bbox"] = [-5, -5, 20, 20]

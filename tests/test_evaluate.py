@@ -21,10 +21,9 @@ from PIL import Image
 
 from models import small_model
 from trimask.cli import main
-from trimask.cli.evaluate import _lacking, _matched
 from trimask.engine.inference.result import Result
 from trimask.engine.model.checkpoints import PUBLISHED, save
-from trimask.engine.training.detection import detect, sources
+from trimask.engine.training.detection import detect, lacking, matched, sources
 from trimask.engine.training.evaluate import Evaluation, check_truth, evaluate, tools
 from trimask.engine.training.plots import draw_curves, draw_worst
 
@@ -532,10 +531,10 @@ def test_eval_says_which_classes_the_model_lacks(
 
 def test_the_note_on_classes_names_what_to_choose() -> None:
     rows = [{"id": n, "name": name, "objects": 1} for n, name in enumerate(("cat", "traffic light", "dog", "cow", "x"))]
-    assert _lacking(rows, {0, 1})[0].endswith("as 0 (--categories cat 'traffic light' for those alone)")
-    assert _lacking(rows, {0, 1, 2, 3})[0].endswith("as 0 (--categories NAME ... for those alone)")
-    assert _lacking(rows, set())[0].endswith("the others count as 0")
-    assert _lacking(rows, {0, 1, 2, 3, 4}) == []
+    assert lacking(rows, {0, 1})[0].endswith("as 0 (--categories cat 'traffic light' for those alone)")
+    assert lacking(rows, {0, 1, 2, 3})[0].endswith("as 0 (--categories NAME ... for those alone)")
+    assert lacking(rows, set())[0].endswith("the others count as 0")
+    assert lacking(rows, {0, 1, 2, 3, 4}) == []
 
 
 def test_eval_goes_by_names_where_ids_mean_something_else(
@@ -588,6 +587,94 @@ def test_eval_fails_in_one_line(
     assert complaint in printed.err
 
 
+def test_eval_scores_what_predict_wrote(small: tuple[Path, Path], tmp_path: Path) -> None:
+    """Whose pictures have other ids, and paths; the model's categories are matched by name."""
+    weights, folder = small
+    (tmp_path / "val").mkdir()
+    for n in (4, 3, 2, 1):  # one more, in another order
+        source = folder / "val" / f"{min(n, 3)}.png"
+        (tmp_path / "val" / f"{n}.png").write_bytes(source.read_bytes())
+    sources = [str(tmp_path / "val" / f"{n}.png") for n in (4, 3, 2, 1)]
+    given = ("--weights", str(weights), "--device", "cpu")
+    out = tmp_path / "found"
+    assert main(["predict", *sources, *given, "--score", "0.05", "--output", str(out), "--no-overlays"]) == 0
+
+    def renumber(content: dict[str, Any]) -> None:
+        for entry in (*content["categories"], *content["annotations"]):
+            name = "id" if "name" in entry else "category_id"
+            entry[name] -= 10
+
+    data = edited(folder, tmp_path / "data.json", renumber)
+    images = ("--images", folder / "val")
+    assert run("--data", folder, *given, "--output", tmp_path / "a") == 0
+    found = ("--detections", out / "detections.json")
+    for n, (truth, more) in enumerate(((folder, ()), (data, images))):
+        assert run("--data", truth, *found, *more, "--output", tmp_path / str(n)) == 0
+        figures = [json.loads((tmp_path / part / "metrics.json").read_text()) for part in ("a", str(n))]
+        assert figures[0]["summary"] == figures[1]["summary"]
+        assert figures[0]["detections"] == figures[1]["detections"] > 0
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (lambda found: found["images"].pop(), r"found.json: expected every picture of the data set, lacks '3\.png'"),
+        (lambda found: found["images"][2].update(file_name="b/2.png"), "one picture that ends in 2.png, got another"),
+        (lambda found: found["categories"][1].update(name="cow"), "expected categories of .* unknown ids 'cow'"),
+        (lambda found: found["annotations"][0].pop("score"), "found.json: annotation 0: expected score"),
+    ],
+)
+def test_a_data_set_of_detections_that_does_not_fit_is_named(
+    tmp_path: Path, change: Callable[[dict[str, Any]], Any], complaint: str
+) -> None:
+    truth = {
+        "images": [{"id": n, "file_name": f"{n}.png", "height": 9, "width": 9} for n in (1, 2, 3)],
+        "categories": [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}],
+        "annotations": [],
+    }
+    found: dict[str, Any] = deepcopy(truth)
+    for image in found["images"]:
+        image["file_name"] = f"photos/{image['file_name']}"
+    found["annotations"] = [{"image_id": n, "category_id": 2, "score": 0.5, "bbox": [1, 1, 3, 3]} for n in (1, 2, 3)]
+    path = tmp_path / "found.json"
+    path.write_text(json.dumps(found))
+    evaluate(path, truth, kinds=["bbox"])
+    change(found)
+    path.write_text(json.dumps(found))
+    with pytest.raises(ValueError, match=complaint):
+        evaluate(path, truth, kinds=["bbox"])
+
+
+def test_a_model_is_evaluated_in_one_call(small: tuple[Path, Path], tmp_path: Path) -> None:
+    import trimask
+
+    weights, folder = small
+    model = trimask.load(weights, device="cpu")
+    assert run("--data", folder, "--weights", weights, "--device", "cpu", "--output", tmp_path / "a") == 0
+    written = json.loads((tmp_path / "a" / "metrics.json").read_text())
+    seen: list[int] = []
+
+    def progress(items: Any, total: int) -> Any:
+        seen.append(total)
+        return items
+
+    evaluation = trimask.evaluate_model(model, folder, progress=progress)
+    assert evaluation.to_json()["summary"] == written["summary"]
+    assert seen == [3]
+    annotations = folder / "annotations" / "instances_val.json"
+    one = trimask.evaluate_model(model, annotations, folder / "val", categories=["cat"], kinds=["bbox"], workers=2)
+    assert [row["name"] for row in one.per_class] == ["cat"]
+    assert one.per_class[0]["bbox_AP"] == evaluation.per_class[1]["bbox_AP"]
+    assert "segm_AP" not in one.summary
+    with pytest.raises(ValueError, match="images: expected the folder of the pictures, got none"):
+        trimask.evaluate_model(model, annotations)
+    more = edited(folder, tmp_path / "more.json", lambda content: content["categories"].append({"id": 1, "name": "x"}))
+    content = json.loads(more.read_text())
+    content["annotations"][0]["category_id"] = 1
+    more.write_text(json.dumps(content))
+    assert "has 3 of the 4 classes" in trimask.evaluate_model(model, more, folder / "val").notes[-1]
+
+
 def test_eval_of_malformed_files_fails_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     truth, found = tmp_path / "truth.json", tmp_path / "found.json"
     right, box = truth_of((0, 0, 10, 10)), found_at((0, 0, 10, 10))
@@ -617,10 +704,12 @@ def test_eval_counts_all_categories_of_one_name(tmp_path: Path, capsys: pytest.C
 
 def test_classes_of_one_name_are_matched_by_their_ids_or_refused() -> None:
     data = {1: "cat", 2: "Cat", 3: "dog"}
-    assert _matched(data, data, None, quiet=True) == {1: 1, 2: 2, 3: 3}
-    assert _matched({1: "cat", 9: "dog"}, data, None, quiet=True) == {1: 1, 9: 3}
+    assert matched(data, data) == ({1: 1, 2: 2, 3: 3}, [])
+    found, notes = matched({1: "cat", 9: "dog"}, data)
+    assert found == {1: 1, 9: 3}
+    assert notes == ["category 9 of the model is 3 in the data, by its name 'dog'"]
     with pytest.raises(ValueError, match=r"data: expected one category named 'cat', got the ids \[1, 2\]"):
-        _matched({7: "cat"}, data, None, quiet=True)
+        matched({7: "cat"}, data)
 
 
 def test_eval_of_the_bundled_model(shared_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

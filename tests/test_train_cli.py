@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import json
 import multiprocessing
 import os
 import signal
@@ -17,13 +18,13 @@ from typing import Any
 import pytest
 import torch
 
+import trimask
 from runs import TINY, assert_same, begin, drawn, lines
 from trimask.cli import _parser, main
 from trimask.cli.fields import read_fields
-from trimask.cli.train import AUGMENT
 from trimask.engine.model.checkpoints import load_model, save
 from trimask.engine.model.loss_config import LossConfig
-from trimask.engine.training.config import AugmentConfig, TrainConfig
+from trimask.engine.training.config import AUGMENT, AugmentConfig, TrainConfig
 from trimask.engine.training.data import CocoDataset
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -312,3 +313,67 @@ def test_float16_is_refused_on_a_cpu(arguments: list[str], tmp_path: Path, capsy
     assert main(["train", *arguments, "--out", str(tmp_path / "half"), "--precision", "float16"]) == 1
     assert "precision: expected bfloat16 or float32 on a CPU" in capsys.readouterr().err
     assert not (tmp_path / "half").exists()
+
+
+def test_python_trains_as_the_command_does(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    known = Path(arguments[arguments.index("--train") + 1])
+    weights = Path(arguments[arguments.index("--weights") + 1])
+    assert (
+        main(["train", *arguments, "--val", str(known), "--out", str(tmp_path / "a"), "--set", "fpn.channels=8"]) == 0
+    )
+    capsys.readouterr()
+    said: list[str] = []
+    seen: list[int] = []
+    outcome = trimask.train(
+        known,
+        known.parent,
+        tmp_path / "b",
+        validation=known,
+        weights=weights,
+        changes={"fpn.channels": 8},
+        device="cpu",
+        loss=LossConfig(rpn_samples=32, roi_samples=16, pre_nms=50, post_nms=20),
+        say=said.append,
+        watch=lambda iteration, line: seen.append(iteration),
+        iterations=4,
+        batch=2,
+        workers=0,
+        warmup=2,
+        log_every=1,
+        samples=1,
+        optimizer="sgd",
+        learning_rate=0.02,
+        reference_batch=2,
+    )
+    assert lines(tmp_path / "a") == lines(tmp_path / "b")
+    assert outcome.weights == tmp_path / "b" / "best.safetensors"
+    assert_same(*(load_model(tmp_path / run / "best.safetensors").state_dict() for run in "ab"))
+    assert outcome.summary["segm_AP"] == lines(tmp_path / "b")[-1]["segm_AP"]
+    assert said[0].startswith("starting from")
+    assert sum("loss" in line for line in said) == 4
+    assert seen[-1] == 4
+    assert capsys.readouterr() == ("", "")
+    boxes = trimask.train(
+        known, known.parent, tmp_path / "c", weights=weights, masks=False, device="cpu", iterations=1, workers=0
+    )
+    assert boxes.weights == tmp_path / "c" / "last.safetensors"
+    assert load_model(boxes.weights).mask_head is None
+    assert "starting from" in capsys.readouterr().err
+    with pytest.raises(TypeError, match="iteration"):
+        trimask.train(known, known.parent, tmp_path / "d", iteration=3)
+    with pytest.raises(ValueError, match=r"preset: expected one of .*, got 'resnet'"):
+        trimask.train(known, known.parent, tmp_path / "d", preset="resnet")
+
+
+def test_classes_without_objects_are_told(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    at = arguments.index("--train") + 1
+    content = json.loads(Path(arguments[at]).read_text())
+    content["categories"].append({"id": 8, "name": "eight"})
+    (tmp_path / "more.json").write_text(json.dumps(content))
+    given = [*arguments[:at], str(tmp_path / "more.json"), *arguments[at + 1 :], "--iterations", "1"]
+    assert main(["train", *given, "--out", str(tmp_path / "run")]) == 0
+    assert "classes without objects to learn: eight" in capsys.readouterr().err

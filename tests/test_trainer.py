@@ -312,6 +312,17 @@ def changed(data: CocoDataset, path: Path, change: Callable[[dict[str, Any]], An
     return CocoDataset(path, data.records[0].path.parent)
 
 
+def test_masks_are_not_learned_from_boxes_alone(tmp_path: Path, data: CocoDataset) -> None:
+    boxes = changed(
+        data, tmp_path / "boxes.json", lambda content: [x.update(segmentation=[]) for x in content["annotations"]]
+    )
+    with pytest.raises(ValueError, match=r"boxes\.json: expected masks to learn, got boxes alone: .*--no-masks"):
+        trainer(tmp_path / "a", boxes)
+    assert not (tmp_path / "a").exists()
+    boxes.boxes_only = True
+    trainer(tmp_path / "b", boxes, start=begin(replace(TINY, mask_head=None)))
+
+
 def test_data_that_teaches_nothing_is_refused_at_once(tmp_path: Path, data: CocoDataset) -> None:
     crowds = changed(
         data, tmp_path / "crowds.json", lambda content: [x.update(iscrowd=1) for x in content["annotations"]]

@@ -5,7 +5,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal, get_args, get_origin, get_type_hints
 
-__all__ = ["AugmentConfig", "TrainConfig"]
+__all__ = ["AUGMENT", "AugmentConfig", "TrainConfig"]
 
 
 @dataclass(frozen=True)
@@ -175,3 +175,6 @@ class AugmentConfig:
                 raise ValueError(f"{name}: expected at least 1, got {values}")
         if self.jitter and (self.min_sizes or self.max_size):
             raise ValueError("jitter: expected no min_sizes or max_size with it, which it replaces")
+
+
+AUGMENT = AugmentConfig(flip=0.5)  # what training begins with

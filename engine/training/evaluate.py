@@ -35,6 +35,7 @@ __all__ = [
     "Matches",
     "check_truth",
     "evaluate",
+    "kinds_in",
     "read_results",
     "read_truth",
     "tools",
@@ -47,6 +48,7 @@ TITLES = {"bbox": "boxes", "segm": "masks"}  # of the kinds, for people
 KINDS = tuple(TITLES)
 BACKENDS = ("pycocotools", "faster")
 AREAS = {"s": 1, "m": 2, "l": 3}  # COCO's ranges of area: small, medium, large; 0 is all
+FIELDS = {"bbox": "bbox", "segm": "segmentation"}  # what a detection needs for each kind
 MATCH_IOU = 0.5  # a detection of a picture's F1 has found an object it overlaps this much
 MATCH_SCORE = 0.5  # and those below this score are no claims: detections go down to scores of .05 for the curve's sake
 
@@ -156,7 +158,7 @@ def evaluate(
 
     Args:
         detections: COCO results: dicts with ``image_id``, ``category_id``, ``score`` and ``bbox`` or ``segmentation``
-            or both; or the JSON file of a list of them.
+            or both; or the JSON file of a list of them, or of a data set (see :func:`read_results`).
         ground_truth: the content of a COCO annotation file, or its path. Nothing in it is changed.
         image_ids: the pictures that count, by default all.
         category_ids: the categories that count, by default all.
@@ -178,7 +180,7 @@ def evaluate(
         raise ValueError(f"max_detections: expected at least 1, got {max_detections}")
     coco, evaluator, masks = tools(backend)
     content = read_truth(ground_truth)
-    found = read_results(detections) if isinstance(detections, (str, Path)) else list(detections)
+    found = read_results(detections, content) if isinstance(detections, (str, Path)) else list(detections)
 
     images = {image["id"]: image for image in content["images"]}
     categories = sorted(content["categories"], key=lambda category: category["id"])
@@ -225,6 +227,12 @@ def evaluate(
     return Evaluation(summary, per_class, curves, worst, notes)
 
 
+def kinds_in(detections: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """The kinds that all of the detections can be evaluated by; both where there is none."""
+    kinds = tuple(kind for kind, field in FIELDS.items() if all(field in entry for entry in detections))
+    return kinds or KINDS
+
+
 def check_truth(ground_truth: Path | str, kinds: Sequence[str] = KINDS) -> None:
     """See whether :func:`evaluate` can read annotations, ahead of the detections.
 
@@ -269,20 +277,62 @@ def _require(entries: Iterable[Any], kind: str, fields: Sequence[str]) -> None:
                 raise ValueError(f"{kind} {n}: expected {field} as a number or text, got {entry!r:.80}")
 
 
-def read_results(path: Path | str) -> list[Entry]:
-    """The detections in a COCO results file.
+def read_results(path: Path | str, truth: Mapping[str, Any]) -> list[Entry]:
+    """The detections in a COCO results file, or in a data set whose annotations have scores.
+
+    A data set, such as ``trimask predict`` writes, has ids of its own. Its pictures are matched with the truth's by the
+    ends of their paths, and those that the truth lacks left out; categories by name.
+
+    Args:
+        truth: as :func:`read_truth` gives it.
 
     Raises:
-        ValueError: it holds no list of them, or one lacks an id; the text names the file.
+        ValueError: it holds no list of them, or one lacks an id; a picture of the truth is not in the data set. The
+            text names the file.
     """
     try:
         found = json.loads(Path(path).read_bytes())
     except ValueError as error:
         raise ValueError(f"{path}: expected COCO results, got something that is not JSON ({error})") from None
+    if isinstance(found, dict) and "annotations" in found:
+        return _in_terms_of(truth, read_truth(path), str(path))
     if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
         raise ValueError(f"{path}: expected COCO results, a list of detections, got a {type(found).__name__}")
     _require(found, f"{path}: detection", ("image_id", "category_id"))
     return found
+
+
+def _in_terms_of(truth: Mapping[str, Any], found: Mapping[str, Any], path: str) -> list[Entry]:
+    """The annotations of one data set with the ids of another."""
+    _require(found["annotations"], f"{path}: annotation", ("score",))
+    files = {str(image.get("file_name")).replace("\\", "/"): image["id"] for image in truth["images"]}
+    images: dict[Any, Any] = {}
+    lost = {image["id"]: image.get("file_name") for image in truth["images"]}
+    for image in found["images"]:
+        parts = str(image.get("file_name")).replace("\\", "/").split("/")
+        ends = ["/".join(parts[n:]) for n in range(len(parts))]  # the whole path, then without its first folder ...
+        known = next((files[end] for end in ends if end in files), None)
+        if known is not None:
+            if known not in lost:
+                raise ValueError(f"{path}: expected one picture that ends in {ends[-1]}, got another, {ends[0]}")
+            images[image["id"]] = known
+            del lost[known]
+    if lost:
+        raise ValueError(f"{path}: expected every picture of the data set, lacks {_few(lost.values())}")
+    numbers: dict[str, list[Any]] = defaultdict(list)
+    for category in truth["categories"]:
+        numbers[str(category["name"]).casefold()].append(category["id"])
+    names = {category["id"]: str(category["name"]) for category in found["categories"]}
+    entries = []
+    for entry in found["annotations"]:
+        if entry["image_id"] not in images:
+            continue
+        number = entry["category_id"]
+        name = names.get(number, "")
+        ids = numbers.get(name.casefold(), [name])  # one that the truth lacks is known by its name
+        number = number if number in ids else ids[0]
+        entries.append({**entry, "image_id": images[entry["image_id"]], "category_id": number})
+    return entries
 
 
 def tools(backend: str = "pycocotools") -> tuple[Any, Any, Any]:

@@ -14,7 +14,7 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from ..inference.predictor import Predictor
 from ..model.loss_config import TERMS, LossConfig
 from ..model.mask_rcnn import MaskRCNN
 from .augment import Augment
@@ -46,7 +47,7 @@ __all__ = ["Outcome", "Trainer"]
 
 LATE = 3  # updates until a GPU's losses are looked at
 
-Predict = Callable[..., Any]  # as Predictor.predict
+Progress = Callable[[Iterable[Any], int], Iterable[Any]]
 Watch = Callable[[int, Line | None], None]
 
 
@@ -60,6 +61,7 @@ class Outcome:
         iteration: updates that were made.
         summary: the last evaluation's figures, empty where there was none.
         best: the best value of the figure that decides, and its iteration; None without an evaluation.
+        folder: of the run.
     """
 
     reason: str
@@ -67,6 +69,12 @@ class Outcome:
     iteration: int
     summary: dict[str, float]
     best: tuple[float, int] | None
+    folder: Path
+
+    @property
+    def weights(self) -> Path:
+        """The best model, or the last where none was evaluated."""
+        return self.folder / ("best.safetensors" if self.best else "last.safetensors")
 
 
 class Trainer:
@@ -79,9 +87,9 @@ class Trainer:
         validation: what to evaluate on; None: nothing, and no best weights.
         config, augment, loss: what to do.
         processes: this one among all.
-        predictor: makes of a model what predicts with it, as ``lambda model: Predictor(model).predict``.
         resume: go on with the run in the folder, or begin one where there is none.
         watch: called with the number of updates so far: after each with None, and with every line of the metrics.
+        progress: wraps what is found in the pictures of an evaluation, and their number, to show how far it got.
 
     Raises:
         ValueError: arguments that do not fit each other, or the run in the folder.
@@ -99,16 +107,16 @@ class Trainer:
         loss: LossConfig,
         *,
         processes: Processes,
-        predictor: Callable[[MaskRCNN], Predict],
         resume: bool = False,
         watch: Watch = lambda iteration, line: None,
+        progress: Progress = lambda items, total: items,
     ) -> None:
         self.config = config
         self.data = data
         self.validation = validation
         self.processes = processes
-        self.predictor = predictor
         self.watch = watch
+        self.progress = progress
         _check(start.model, data, validation, config, processes)
         self.augment = Augment(augment, start.model.config.input)
         self.folder = RunFolder(Path(out), _description(start, data, validation, config, augment, loss), resume)
@@ -160,7 +168,7 @@ class Trainer:
         self._sync_average()
         if self.processes.first:
             self.reporter.close()
-        return Outcome(reason, not self._end(), self.iteration, self._summary, self._best)
+        return Outcome(reason, not self._end(), self.iteration, self._summary, self._best, self.folder.path)
 
     def _train(self, stop: Stop) -> str:
         if self._owes_evaluation:
@@ -295,10 +303,10 @@ class Trainer:
         self._sync_average()
         model = self.average.model
         self.processes.share(model.buffers())  # live norms saw other pictures in each process
-        predict = self.predictor(model)
+        predict = Predictor(model, device=self.processes.device, capture=False).predict
         mine = self.validation.records[self.processes.rank :: self.processes.count]
         categories = {model.config.category_ids[label]: theirs for theirs, label in self.validation.labels.items()}
-        stream = detect(predict, mine, categories)
+        stream = self.progress(detect(predict, mine, categories), len(mine))
         found = {record.image_id: entries for record, entries in zip(mine, stream, strict=True)}
         shares = self.processes.gather(found)
         summary = None
