@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _advice(error: Exception) -> str:
     if not isinstance(error, ModuleNotFoundError) or error.name != "torch":
         return ""
-    return ": pip install torch, which all needs but `trimask predict` and `trimask eval` with an exported .onnx file"
+    return ": pip install torch, which all needs but `trimask predict`, `eval` and `info` with an exported .onnx file"
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 from ...kernels.paste_rule import PasteRule
 
 __all__ = [
+    "DEPTHS",
     "AnchorConfig",
     "BoxHeadConfig",
     "DetectionConfig",
@@ -29,7 +30,15 @@ __all__ = [
     "RPNConfig",
     "ResNetConfig",
     "ResizeConfig",
+    "describe",
+    "describe_trunk",
 ]
+
+
+DEPTHS = {  # blocks per stage of the ResNets that there are; the key says whether they are bottlenecks
+    False: {"18": (2, 2, 2, 2), "34": (3, 4, 6, 3)},
+    True: {"50": (3, 4, 6, 3), "101": (3, 4, 23, 3), "152": (3, 8, 36, 3)},
+}
 
 
 @dataclass(frozen=True)
@@ -376,3 +385,24 @@ def _from_plain(kind: Any, value: Any, where: str) -> Any:
     if type(value) is not kind:
         raise ValueError(f"{where}: expected {kind.__name__}, got {value!r:.80}")
     return value
+
+
+def describe(config: MaskRCNNConfig) -> str:
+    """A line such as ``Mask R-CNN, ResNet-50 FPN, 80 classes``."""
+    trunk = describe_trunk(config.backbone) + (" FPN" if config.fpn else "")
+    parts = (config.backbone, config.fpn, config.box_head, config.mask_head)
+    trunk += " with group norms" if any(part and part.norm_groups for part in parts) else ""
+    kind = "Mask R-CNN" if config.mask_head else "Faster R-CNN"
+    plural = "es" if config.num_classes > 1 else ""
+    return f"{kind}, {trunk}, {config.num_classes} class{plural}"
+
+
+def describe_trunk(trunk: ResNetConfig | MobileNetV2Config) -> str:
+    """Such as ``ResNet-50 C4``."""
+    if isinstance(trunk, MobileNetV2Config):
+        return "MobileNetV2"
+    depth = next((name for name, blocks in DEPTHS[trunk.bottleneck].items() if blocks == trunk.blocks), "?")
+    groups, width = trunk.groups, trunk.group_width
+    name = f"ResNet-{depth}" if groups == 1 else f"ResNeXt-{depth}-{groups}x{width}d"
+    name += "" if groups > 1 or width == 64 else f" (width {width})"
+    return name + (" C4" if trunk.last_on_rois else " DC5" if trunk.dilated else "")

@@ -16,12 +16,11 @@ from typing import Any
 
 import torch
 
-from ..config import MaskRCNNConfig
+from ..config import MaskRCNNConfig, describe
 from ..mask_rcnn import MaskRCNN
 from . import family, native
-from .architecture import describe
 from .detectron2 import DETECTRON2
-from .downloading import cache_dir, download, file_hash, progress_bar
+from .downloading import cache_dir, cached, download, file_hash, progress_bar
 from .mmdet import MMDET
 from .native import save
 from .options import Options
@@ -37,6 +36,7 @@ __all__ = [
     "Report",
     "Trunk",
     "cache_dir",
+    "cached",
     "convert",
     "inspect",
     "load_model",

@@ -8,14 +8,9 @@ from dataclasses import replace
 import torch
 
 from ..backbone import MOBILENET_V2_BLOCKS
-from ..config import BoxHeadConfig, FPNConfig, MaskHeadConfig, MaskRCNNConfig, MobileNetV2Config, ResNetConfig
+from ..config import DEPTHS, BoxHeadConfig, FPNConfig, MaskHeadConfig, MaskRCNNConfig, MobileNetV2Config, ResNetConfig
 
-__all__ = ["Shapes", "count_classes", "describe", "infer", "infer_resnet"]
-
-DEPTHS = {  # blocks per stage of the ResNets that there are; the key says whether they are bottlenecks
-    False: {"18": (2, 2, 2, 2), "34": (3, 4, 6, 3)},
-    True: {"50": (3, 4, 6, 3), "101": (3, 4, 23, 3), "152": (3, 8, 36, 3)},
-}
+__all__ = ["Shapes", "count_classes", "infer", "infer_resnet"]
 
 NORM_GROUPS = 32  # wherever group norms are published; shapes do not say
 
@@ -151,21 +146,3 @@ def _mask_head(base: MaskHeadConfig, shapes: Shapes, classes: int) -> MaskHeadCo
         norm_groups=shapes.norm_groups("mask_head"),
         class_agnostic=classes > 1 and shapes["mask_head.logits.weight"][0] == 1,
     )
-
-
-def describe(config: MaskRCNNConfig) -> str:
-    """A line such as ``Mask R-CNN, ResNet-50 FPN, 80 classes``."""
-    trunk = "MobileNetV2"
-    if isinstance(config.backbone, ResNetConfig):
-        depths = DEPTHS[config.backbone.bottleneck]
-        depth = next((name for name, blocks in depths.items() if blocks == config.backbone.blocks), "?")
-        groups, width = config.backbone.groups, config.backbone.group_width
-        trunk = f"ResNet-{depth}" if groups == 1 else f"ResNeXt-{depth}-{groups}x{width}d"
-        trunk += "" if groups > 1 or width == 64 else f" (width {width})"
-        trunk += " C4" if config.backbone.last_on_rois else " DC5" if config.backbone.dilated else ""
-    trunk += " FPN" if config.fpn else ""
-    parts = (config.backbone, config.fpn, config.box_head, config.mask_head)
-    trunk += " with group norms" if any(part and part.norm_groups for part in parts) else ""
-    kind = "Mask R-CNN" if config.mask_head else "Faster R-CNN"
-    plural = "es" if config.num_classes > 1 else ""
-    return f"{kind}, {trunk}, {config.num_classes} class{plural}"

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from ..files import cache_dir
 
-__all__ = ["cache_dir", "download", "file_hash", "progress_bar"]
+__all__ = ["cache_dir", "cached", "download", "file_hash", "progress_bar"]
 
 CHUNK = 1 << 20
 TIMEOUT = 30.0  # seconds without a byte
@@ -50,7 +50,7 @@ def download(url: str, digest: str, folder: Path | None = None, progress: Progre
         raise ValueError(f"url: expected http or https, got {url!r}")
     folder = folder or cache_dir()
     target = folder / url.rpartition("/")[2]
-    if _is_whole(target):
+    if cached(url, folder):
         return target
     folder.mkdir(parents=True, exist_ok=True)
     algorithm = digest.partition(":")[0]
@@ -84,6 +84,12 @@ def download(url: str, digest: str, folder: Path | None = None, progress: Progre
         raise _failure(url, target, "it kept changing")
     finally:
         _release(part, target)
+
+
+def cached(url: str, folder: Path | None = None) -> Path | None:
+    """The path of the file at ``url``, if it has been downloaded."""
+    target = (folder or cache_dir()) / url.rpartition("/")[2]
+    return target if _is_whole(target) else None
 
 
 def _is_whole(target: Path) -> bool:
