@@ -353,6 +353,7 @@ def test_python_trains_as_the_command_does(
     assert outcome.summary["segm_AP"] == lines(tmp_path / "b")[-1]["segm_AP"]
     assert said[0].startswith("starting from")
     assert sum("loss" in line for line in said) == 4
+    assert "5 of the pictures to evaluate on are among those to learn from: figures will be too good" in said
     assert seen[-1] == 4
     assert capsys.readouterr() == ("", "")
     boxes = trimask.train(
@@ -360,7 +361,9 @@ def test_python_trains_as_the_command_does(
     )
     assert boxes.weights == tmp_path / "c" / "last.safetensors"
     assert load_model(boxes.weights).mask_head is None
-    assert "starting from" in capsys.readouterr().err
+    printed = capsys.readouterr().err
+    assert "starting from" in printed
+    assert "too good" not in printed
     with pytest.raises(TypeError, match="iteration"):
         trimask.train(known, known.parent, tmp_path / "d", iteration=3)
     with pytest.raises(ValueError, match=r"preset: expected one of .*, got 'resnet'"):

@@ -2,7 +2,7 @@
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -17,6 +17,7 @@ from ...kernels.cpu.masks import area_of_runs, box_of_runs
 from ..model.files import write_json
 from ..pictures.reading import PictureError, read
 from .data import SizeError, clipped_box, corners, has_area, read_json, read_upright
+from .progress import Progress, unseen
 from .segmentation import polygons_of, runs_of
 
 __all__ = ["FAULTS", "Fault", "Report", "check"]
@@ -53,8 +54,6 @@ SLACK = 1.0  # pixels that coordinates may lie outside: rounding, not faults
 # A box is unlike its mask where a side is off by more than these pixels, and by more than this share of the mask's.
 UNLIKE_PIXELS, UNLIKE_SHARE = 2.0, 0.1
 SIDES = (8, 16, 32, 64, 128, 256, 512)  # of the histogram of sizes, in pixels
-
-Progress = Callable[[Iterable[Any], int], Iterable[Any]]
 
 
 @dataclass(frozen=True)
@@ -118,7 +117,7 @@ def check(
     *,
     boxes_only: bool = False,
     workers: int = 4,
-    progress: Progress = lambda items, total: items,
+    progress: Progress = unseen,
 ) -> Report:
     """Look for faults in a COCO annotation file and in every picture that it names.
 

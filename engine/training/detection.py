@@ -3,13 +3,14 @@
 import shlex
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from ..inference.predicting import Predicting
 from .data import read_upright
 from .evaluate import Evaluation, evaluate, kinds_in, read_truth
+from .progress import Progress, unseen
 
 __all__ = ["Source", "chosen_ids", "data_set", "detect", "evaluate_model", "lacking", "matched", "sources"]
 
@@ -27,7 +28,7 @@ def evaluate_model(
     batch_size: int = 1,
     workers: int = 0,
     backend: Literal["pycocotools", "faster"] = "pycocotools",
-    progress: Callable[[Iterable[Any], int], Iterable[Any]] = lambda items, total: items,
+    progress: Progress = unseen,
 ) -> Evaluation:
     """COCO's average precision of a model on a data set.
 

@@ -13,14 +13,12 @@ from ..model.loss_config import TERMS, LossConfig
 from .config import AUGMENT, AugmentConfig, TrainConfig
 from .data import CocoDataset
 from .distributed import processes
+from .progress import Progress, unseen
 from .run_folder import Line
 from .starting import start
 from .trainer import Outcome, Trainer
 
 __all__ = ["train"]
-
-Progress = Callable[[Iterable[Any], int], Iterable[Any]]
-PLAIN: Progress = lambda items, total: items  # noqa: E731
 
 
 def train(
@@ -41,7 +39,7 @@ def train(
     options: Mapping[str, Any] | None = None,
     say: Callable[[str], None] = lambda text: print(text, file=sys.stderr),
     watch: Callable[[int, Line | None], None] = lambda iteration, line: None,
-    progress: Progress = PLAIN,
+    progress: Progress = unseen,
     **settings: Any,
 ) -> Outcome:
     """Train a model on a data set in COCO's format; ``trimask train`` is this function.
@@ -120,13 +118,16 @@ def train(
             processes=group,
             resume=resume,
             watch=watched,
-            progress=progress if group.first else PLAIN,
+            progress=progress if group.first else unseen,
         )
         if group.first:
             objects = {entry["category_id"] for record in data.records for entry in record.annotations}
             without = [name for name, number in zip(names, ids, strict=True) if number not in objects]
             for note in begun.notes:
                 say(note)
+            learned = {record.path for record in data.records}
+            if known := sum(record.path in learned for record in (held_out.records if held_out else ())):
+                say(f"{known} of the pictures to evaluate on are among those to learn from: figures will be too good")
             if without:
                 say(f"classes without objects to learn: {', '.join(without)}")
             say(

@@ -14,7 +14,7 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -37,6 +37,7 @@ from .evaluate import KINDS, check_truth, evaluate
 from .loading import Batch, loader
 from .objective import Objective
 from .optimizing import MovingAverage, freeze, learning_rate, make_optimizer, norms, training_mode
+from .progress import Progress, unseen
 from .readings import Reading, Window
 from .reporting import Reporter
 from .run_folder import Line, RunFolder
@@ -47,7 +48,6 @@ __all__ = ["Outcome", "Trainer"]
 
 LATE = 3  # updates until a GPU's losses are looked at
 
-Progress = Callable[[Iterable[Any], int], Iterable[Any]]
 Watch = Callable[[int, Line | None], None]
 
 
@@ -109,7 +109,7 @@ class Trainer:
         processes: Processes,
         resume: bool = False,
         watch: Watch = lambda iteration, line: None,
-        progress: Progress = lambda items, total: items,
+        progress: Progress = unseen,
     ) -> None:
         self.config = config
         self.data = data
