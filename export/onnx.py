@@ -184,7 +184,14 @@ def network(model: MaskRCNN, about: Metadata) -> "ir.Model":
     sizes = torch.tensor([[height, width]]).repeat(batch, 1)
     shapes = None if fixed else _free_sizes(multiple_of(about.config))
     with torch.no_grad(), _quiet():
-        program = torch.export.export(graph, (image, sizes, sizes * 2), dynamic_shapes=shapes, strict=False)
+        program = torch.export.export(
+            graph,
+            (image, sizes, sizes * 2),
+            dynamic_shapes=shapes,
+            strict=False,
+            # Until then a pooling asked whether its size is odd, of which nothing depends, and refused any other.
+            prefer_deferred_runtime_asserts_over_guards=torch.__version__ < "2.13",
+        )
         program = program.run_decompositions({torch.ops.trimask.proposals.default: proposals})
         exported = torch.onnx.export(
             program,
