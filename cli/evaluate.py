@@ -89,7 +89,7 @@ def add(verbs: Verbs) -> None:
 
 def run(options: argparse.Namespace) -> int:
     from ..engine.training.detection import chosen_ids, data_set, lacking, sources
-    from ..engine.training.evaluate import evaluate, kinds_in, read_results, read_truth
+    from ..engine.training.evaluate import category_names, evaluate, kinds_in, read_results, read_truth
 
     limits = [options.batch_size, options.processes, options.max_detections]
     if min(limit for limit in limits if limit is not None) < 1:
@@ -99,7 +99,8 @@ def run(options: argparse.Namespace) -> int:
         check_folder(output)
     annotations, images = data_set(options.data, options.images)
     content = read_truth(annotations)
-    categories = chosen_ids(content, options.categories)
+    names = category_names(content)
+    categories = chosen_ids(names, options.categories)
     pictures = sources(content, images) if images else []
     known = None  # the data set's ids of the model's classes, which detections alone do not tell
     if options.detections:
@@ -112,9 +113,7 @@ def run(options: argparse.Namespace) -> int:
     elif images is None:
         raise ValueError("images: expected the folder of the pictures (--images DIR), got none")
     else:
-        detected = _detected(
-            options, pictures, {category["id"]: str(category["name"]) for category in content["categories"]}
-        )
+        detected = _detected(options, pictures, names)
         if detected is None:
             return 0  # the first process goes on with what all have found
         by_id, known = detected
@@ -193,8 +192,7 @@ def _share(
 
         torch.set_num_threads(max(torch.get_num_threads() // options.processes, 1))
     predictor = load_any(options, **limits)
-    classes = dict(zip(predictor.config.category_ids, predictor.config.class_names, strict=True))
-    theirs, notes = matched(classes, categories, options.categories)
+    theirs, notes = matched(predictor.config.categories, categories, options.categories)
     mine = [picture for n, picture in enumerate(pictures) if n // options.batch_size % world == rank]
     stream = detect(predictor.predict, mine, theirs, batch_size=options.batch_size, workers=options.workers)
     if rank == 0:

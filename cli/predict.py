@@ -105,8 +105,7 @@ def run(options: argparse.Namespace) -> int:
     finally:  # what is done stays done, whatever stops the rest
         good = [result for result in done if result.error is None]
         if output and good:
-            classes = dict(zip(predictor.config.category_ids, predictor.config.class_names, strict=True))
-            written = to_dataset(good, classes, output / "detections.json")
+            written = to_dataset(good, predictor.config.categories, output / "detections.json")
             if not options.json:
                 console.print(f"{len(good)} of {len(sources)} pictures; {written}", soft_wrap=True)
     return 0 if len(good) == len(sources) and not failed else 1

@@ -19,6 +19,7 @@ from models import small_model
 from trimask import Predictor
 from trimask.cli import _parser, main
 from trimask.engine.model.checkpoints import save
+from trimask.engine.model.config import MaskRCNNConfig
 
 
 @pytest.fixture(scope="module")
@@ -422,7 +423,7 @@ def reached(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict
 
     def load(weights: str, **options: Any) -> SimpleNamespace:
         seen["load"] = {"weights": weights, **options}
-        return SimpleNamespace(config=SimpleNamespace(category_ids=[17], class_names=["cat"]), predict=stop)
+        return SimpleNamespace(config=MaskRCNNConfig(("cat",), (17,)), predict=stop)
 
     def runtime(path: str, **options: Any) -> SimpleNamespace:
         model = load("", **options)

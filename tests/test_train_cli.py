@@ -324,6 +324,7 @@ def test_python_trains_as_the_command_does(
         main(["train", *arguments, "--val", str(known), "--out", str(tmp_path / "a"), "--set", "fpn.channels=8"]) == 0
     )
     capsys.readouterr()
+    options = parsed(*OPTIONS)
     said: list[str] = []
     seen: list[int] = []
     outcome = trimask.train(
@@ -334,18 +335,10 @@ def test_python_trains_as_the_command_does(
         weights=weights,
         changes={"fpn.channels": 8},
         device="cpu",
-        loss=LossConfig(rpn_samples=32, roi_samples=16, pre_nms=50, post_nms=20),
+        loss=read_fields(options, LossConfig(), "loss"),
         say=said.append,
         watch=lambda iteration, line: seen.append(iteration),
-        iterations=4,
-        batch=2,
-        workers=0,
-        warmup=2,
-        log_every=1,
-        samples=1,
-        optimizer="sgd",
-        learning_rate=0.02,
-        reference_batch=2,
+        **vars(read_fields(options, TrainConfig())),
     )
     assert lines(tmp_path / "a") == lines(tmp_path / "b")
     assert outcome.weights == tmp_path / "b" / "best.safetensors"

@@ -303,6 +303,11 @@ class MaskRCNNConfig:
         return len(self.class_names)
 
     @property
+    def categories(self) -> dict[int, str]:
+        """The name of each category id."""
+        return dict(zip(self.category_ids, self.class_names, strict=True))
+
+    @property
     def strides(self) -> tuple[int, ...]:
         """Pixels of the picture per pixel of each map that has anchors, finest first."""
         if self.fpn is not None:

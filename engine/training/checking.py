@@ -279,7 +279,8 @@ class _Check:
             elif category not in names:
                 self._fault("unknown category", f"expected a category of the file, got {category}", file, number)
             else:
-                fixed = self._annotation({**entry, "category_id": category}, image)
+                fixed = self._annotation(entry, image)
+                fixed["category_id"] = category
                 again = number in seen
                 if number is None or number == 0 or again:
                     if number is not None:

@@ -34,6 +34,7 @@ __all__ = [
     "Record",
     "SizeError",
     "clipped_box",
+    "coco_content",
     "corners",
     "has_area",
     "read_json",
@@ -308,6 +309,11 @@ def read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_bytes())
     except ValueError as error:  # also bytes that are no text
         raise ValueError(f"{path}: expected a COCO annotation file, got something that is not JSON ({error})") from None
+    return coco_content(content, path)
+
+
+def coco_content(content: Any, path: Path | str) -> dict[str, Any]:
+    """What a JSON file holds, if it has the three lists of a COCO annotation file; a :class:`ValueError` if not."""
     for name in ("images", "annotations", "categories"):
         if not isinstance(content, dict) or not isinstance(content.get(name), list):
             raise ValueError(f"{path}: expected a COCO annotation file, got no list of {name} in it")

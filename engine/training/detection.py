@@ -2,14 +2,13 @@
 
 import shlex
 import warnings
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from ..inference.predicting import Predicting
 from .data import read_upright
-from .evaluate import Evaluation, evaluate, kinds_in, read_truth
+from .evaluate import Evaluation, category_names, evaluate, ids_by_name, kinds_in, read_truth
 from .progress import Progress, unseen
 
 __all__ = ["Source", "chosen_ids", "data_set", "detect", "evaluate_model", "lacking", "matched", "sources"]
@@ -55,9 +54,9 @@ def evaluate_model(
     if folder is None:
         raise ValueError("images: expected the folder of the pictures, got none")
     content = read_truth(annotations)
-    counting = chosen_ids(content, categories)
-    classes = dict(zip(model.config.category_ids, model.config.class_names, strict=True))
-    theirs, notes = matched(classes, {x["id"]: str(x["name"]) for x in content["categories"]}, categories)
+    names = category_names(content)
+    counting = chosen_ids(names, categories)
+    theirs, notes = matched(model.config.categories, names, categories)
     pictures = sources(content, folder)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a picture that cannot be read is an error here
@@ -146,13 +145,12 @@ def data_set(data: Path, images: Path | None) -> tuple[Path, Path | None]:
     raise ValueError(f"data: expected one of {expected} in {data / 'annotations'}, found none")
 
 
-def chosen_ids(content: Mapping[str, Any], names: Sequence[str] | None) -> set[int]:
-    """The ids of the categories that count: those of these names, or all."""
-    known = {category["id"]: str(category["name"]) for category in content["categories"]}
-    unknown = [name for name in names or () if name not in known.values()]
+def chosen_ids(categories: Mapping[int, str], chosen: Sequence[str] | None) -> set[int]:
+    """The ids of the categories, whose names these are, that count: the chosen ones, or all."""
+    unknown = [name for name in chosen or () if name not in categories.values()]
     if unknown:
-        raise ValueError(f"categories: expected some of {', '.join(known.values())}, got {', '.join(unknown)}")
-    return {number for number, name in known.items() if not names or name in names}
+        raise ValueError(f"categories: expected some of {', '.join(categories.values())}, got {', '.join(unknown)}")
+    return {number for number, name in categories.items() if not chosen or name in chosen}
 
 
 def lacking(per_class: Sequence[Mapping[str, Any]], known: set[int]) -> list[str]:
@@ -181,9 +179,7 @@ def matched(
     """
     # torchvision's models have classes for the gaps in COCO's ids, which no picture ever showed.
     known = {number: name for number, name in classes.items() if not name.startswith("N/A")}
-    by_name: dict[str, list[int]] = defaultdict(list)
-    for number, name in categories.items():
-        by_name[name.casefold()].append(number)
+    by_name = ids_by_name(categories)
     found = {}
     for number, name in known.items():
         theirs = by_name.get(name.casefold(), [number])

@@ -23,7 +23,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .data import read_json
+from .data import coco_content, read_json
 
 __all__ = [
     "BACKENDS",
@@ -33,8 +33,10 @@ __all__ = [
     "Entry",
     "Evaluation",
     "Matches",
+    "category_names",
     "check_truth",
     "evaluate",
+    "ids_by_name",
     "kinds_in",
     "read_results",
     "read_truth",
@@ -248,16 +250,17 @@ def check_truth(ground_truth: Path | str, kinds: Sequence[str] = KINDS) -> None:
         raise ValueError(f"{ground_truth}: {error}") from error
 
 
-def read_truth(ground_truth: Mapping[str, Any] | Path | str) -> Mapping[str, Any]:
+def read_truth(ground_truth: Mapping[str, Any] | Path | str, where: str = "") -> Mapping[str, Any]:
     """The content of a COCO annotation file, in which every entry has the ids and names that evaluation goes by.
 
     Args:
         ground_truth: its path, or what was read from it.
+        where: what begins an error's text; a path says it itself.
 
     Raises:
         ValueError: one is missing; the text names the entry and, where it is known, the file.
     """
-    content, where = ground_truth, ""
+    content = ground_truth
     if isinstance(content, (str, Path)):
         content, where = read_json(Path(content)), f"{content}: "
     _require(content["images"], f"{where}image", ("id",))
@@ -267,6 +270,19 @@ def read_truth(ground_truth: Mapping[str, Any] | Path | str) -> Mapping[str, Any
         if len({isinstance(entry["id"], str) for entry in content[name]}) > 1:
             raise ValueError(f"{where}{name}: expected ids that are all numbers or all text, got both")
     return content
+
+
+def category_names(content: Mapping[str, Any]) -> dict[Any, str]:
+    """The name of each category id in an annotation file's content."""
+    return {category["id"]: str(category["name"]) for category in content["categories"]}
+
+
+def ids_by_name(names: Mapping[Any, str]) -> dict[str, list[Any]]:
+    """The ids that have a name, however it is capitalised."""
+    ids: dict[str, list[Any]] = defaultdict(list)
+    for number, name in names.items():
+        ids[name.casefold()].append(number)
+    return ids
 
 
 def _require(entries: Iterable[Any], kind: str, fields: Sequence[str]) -> None:
@@ -295,7 +311,7 @@ def read_results(path: Path | str, truth: Mapping[str, Any]) -> list[Entry]:
     except ValueError as error:
         raise ValueError(f"{path}: expected COCO results, got something that is not JSON ({error})") from None
     if isinstance(found, dict) and "annotations" in found:
-        return _in_terms_of(truth, read_truth(path), str(path))
+        return _in_terms_of(truth, read_truth(coco_content(found, path), f"{path}: "), str(path))
     if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
         raise ValueError(f"{path}: expected COCO results, a list of detections, got a {type(found).__name__}")
     _require(found, f"{path}: detection", ("image_id", "category_id"))
@@ -319,10 +335,7 @@ def _in_terms_of(truth: Mapping[str, Any], found: Mapping[str, Any], path: str) 
             del lost[known]
     if lost:
         raise ValueError(f"{path}: expected every picture of the data set, lacks {_few(lost.values())}")
-    numbers: dict[str, list[Any]] = defaultdict(list)
-    for category in truth["categories"]:
-        numbers[str(category["name"]).casefold()].append(category["id"])
-    names = {category["id"]: str(category["name"]) for category in found["categories"]}
+    numbers, names = ids_by_name(category_names(truth)), category_names(found)
     entries = []
     for entry in found["annotations"]:
         if entry["image_id"] not in images:

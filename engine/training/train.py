@@ -60,7 +60,7 @@ def train(
         device: by default the GPU if there is one.
         resume: go on with the run in ``out``, or begin one where there is none.
         augment: what is changed at random in the pictures.
-        loss: its conventions and weights; :attr:`.LossConfig.TORCHVISION` ``.DETECTRON2`` are others.
+        loss: its conventions and weights; :attr:`.LossConfig.TORCHVISION` and ``DETECTRON2`` are others.
         options: of the checkpoint, as :func:`trimask.load` takes them, such as ``{"min_size": 480}``.
         say: takes what there is to read, a line at a time; by default it goes to stderr.
         watch: called with the number of updates so far: after each with None, and with every line of the metrics.

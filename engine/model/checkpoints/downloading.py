@@ -49,8 +49,8 @@ def download(url: str, digest: str, folder: Path | None = None, progress: Progre
     if not url.startswith(("https://", "http://")):
         raise ValueError(f"url: expected http or https, got {url!r}")
     folder = folder or cache_dir()
-    target = folder / url.rpartition("/")[2]
-    if cached(url, folder):
+    target = _place(url, folder)
+    if _is_whole(target):
         return target
     folder.mkdir(parents=True, exist_ok=True)
     algorithm = digest.partition(":")[0]
@@ -86,10 +86,14 @@ def download(url: str, digest: str, folder: Path | None = None, progress: Progre
         _release(part, target)
 
 
-def cached(url: str, folder: Path | None = None) -> Path | None:
+def cached(url: str) -> Path | None:
     """The path of the file at ``url``, if it has been downloaded."""
-    target = (folder or cache_dir()) / url.rpartition("/")[2]
+    target = _place(url, cache_dir())
     return target if _is_whole(target) else None
+
+
+def _place(url: str, folder: Path) -> Path:
+    return folder / url.rpartition("/")[2]
 
 
 def _is_whole(target: Path) -> bool:
