@@ -15,12 +15,14 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from runs import ALONE, SIX, TINY, assert_same, begin, drawn, final, lines, trainer
 from trimask.engine.model.checkpoints import load_model
 from trimask.engine.training.augment import Augment
 from trimask.engine.training.config import AugmentConfig
 from trimask.engine.training.data import CocoDataset, Example
+from trimask.engine.training.distributed import processes
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "SGD, three lines of metrics": {},
@@ -369,3 +371,15 @@ def test_the_classes_of_the_validation_fit(tmp_path: Path, data: CocoDataset) ->
     other = CocoDataset(data.annotations, data.records[0].path.parent, category_ids=(7, 3, 90))
     with pytest.raises(ValueError, match="validation: expected the model's classes"):
         trainer(tmp_path, data, validation=other)
+
+
+def test_a_group_that_the_caller_has_joined_is_used_and_left_open() -> None:
+    torch.distributed.init_process_group("fake", store=FakeStore(), rank=1, world_size=3)
+    try:
+        with processes("cpu") as group:
+            assert (group.rank, group.count) == (1, 3)
+        assert torch.distributed.is_initialized()
+    finally:
+        torch.distributed.destroy_process_group()
+    with processes("cpu") as group:
+        assert (group.rank, group.count) == (0, 1)

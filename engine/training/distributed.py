@@ -14,6 +14,7 @@ from torch import Tensor
 __all__ = ["Processes", "processes"]
 
 PATIENCE = timedelta(hours=12)  # with one who evaluates alone; of a process that died torchrun tells the others
+_kept: list[Any] = []  # groups, for good: if a model's reducer lets go of one last, torch may wait for itself there
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,9 @@ class Processes:
 
 @contextmanager
 def processes(device: str | torch.device) -> Iterator[Processes]:
-    """Join the processes that ``torchrun`` has started, if it has."""
-    count = int(os.environ.get("WORLD_SIZE", "1"))
+    """Join the processes that ``torchrun`` has started, if it has, or those that the caller has joined already."""
+    joined = dist.is_available() and dist.is_initialized()
+    count = dist.get_world_size() if joined else int(os.environ.get("WORLD_SIZE", "1"))
     device = torch.device(device)
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", device.index or 0)))
@@ -62,7 +64,11 @@ def processes(device: str | torch.device) -> Iterator[Processes]:
     if count == 1:
         yield Processes(0, 1, device)
         return
+    if joined:
+        yield Processes(dist.get_rank(), count, device)
+        return
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    _kept.append(dist.group.WORLD)
     try:
         yield Processes(dist.get_rank(), count, device)
     finally:

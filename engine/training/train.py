@@ -44,7 +44,8 @@ def train(
 ) -> Outcome:
     """Train a model on a data set in COCO's format; ``trimask train`` is this function.
 
-    Under ``torchrun`` the processes share the work, and the first one says and writes what there is.
+    Under ``torchrun``, or in a process group that the caller has made, the processes share the work, and the first
+    one says and writes what there is.
 
     Args:
         annotations: what to learn from, a COCO JSON file.
