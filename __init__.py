@@ -18,6 +18,7 @@ _PUBLIC = {
     "load": ".engine.inference.predictor",
     "Predictor": ".engine.inference.predictor",
     "Result": ".engine.inference.result",
+    "to_dataset": ".engine.inference.result",
     "MaskRCNN": ".engine.model.mask_rcnn",
     "MaskRCNNConfig": ".engine.model.config",
     "convert": ".engine.model.checkpoints",

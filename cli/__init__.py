@@ -1,14 +1,19 @@
 """The command line: ``trimask VERB``, one module for each verb.
 
 Results go to stdout, progress and complaints to stderr. Exit status: 0, all done; 1, something failed (a bad picture
-among many does not stop the others); 2, wrong usage; 130, interrupted.
+among many does not stop the others); 2, wrong usage; 130, interrupted by Ctrl-C or SIGTERM.
 """
 
 import argparse
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from io import TextIOWrapper
+from typing import Any
 
 from .. import __version__
 from . import benchmark, check_data, convert, demo, evaluate, export, info, predict, profile, train, warmup
@@ -37,7 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a file's name may be no text
     try:
-        return options.run(options)
+        with _as_a_command():
+            return options.run(options)
     except KeyboardInterrupt:
         print("trimask: interrupted", file=sys.stderr)
         return 130
@@ -48,6 +54,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # At once, with its newline: of several processes one line must not end in another's.
         sys.stderr.write(f"trimask: {error}{_advice(error)}\n")
         return 1
+
+
+@contextmanager
+def _as_a_command() -> Iterator[None]:
+    """SIGTERM, by which schedulers and containers stop what they run, is as Ctrl-C; a warning is a line of its own."""
+
+    def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+        kind = "" if category is UserWarning else f"{category.__name__}: "
+        sys.stderr.write(f"trimask: {kind}{message}\n")
+
+    before = None
+    if threading.current_thread() is threading.main_thread():
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        try:
+            yield
+        finally:
+            if before is not None:
+                signal.signal(signal.SIGTERM, before)
 
 
 def _advice(error: Exception) -> str:

@@ -156,6 +156,10 @@ def _detected(
     try:
         shares = [pool.submit(_share, options, pictures, categories, n, count) for n in range(count)]
         return _joined([share.result() for share in shares])
+    except KeyboardInterrupt:
+        for process in multiprocessing.active_children():  # of which a signal may not have told
+            process.terminate()
+        raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 

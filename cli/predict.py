@@ -2,8 +2,10 @@
 
 import argparse
 import json
+import re
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,6 +77,8 @@ def run(options: argparse.Namespace) -> int:
     if output:
         check_folder(output)
     sources = list(expand(options.sources))
+    if output:  # which may be the folder of the pictures, with overlays that an earlier call has left among them
+        sources = [x for x in sources if str(x) in options.sources or not _is_overlay(Path(x), output)]
     predictor = load_any(options, max_detections=options.max_detections, resize=options.resize)
     if output:
         output.mkdir(parents=True, exist_ok=True)
@@ -111,26 +115,44 @@ def run(options: argparse.Namespace) -> int:
     return 0 if len(good) == len(sources) and not failed else 1
 
 
-def check_folder(output: Path) -> None:
+def check_folder(output: Path, name: str = "output") -> None:
     """See, before the work, that no file stands where results are to go."""
     for path in (output, *output.parents):
         if path.exists() and not path.is_dir():
-            raise ValueError(f"output: expected a folder, got the file {path}")
+            raise ValueError(f"{name}: expected a folder, got the file {path}")
 
 
 def _unique_names(sources: Sequence[Path | str]) -> list[str]:
     """Names for the overlays, which overwrite neither each other nor a source, on any file system."""
     names: list[str] = []
     taken = {Path(source).name.casefold() for source in sources}  # which may be in the folder of the overlays
+    numbers: Counter[str] = Counter()
     for source in sources:
         stem = Path(source).stem
-        name, number = f"{stem}-overlay.jpg", 1
-        while name.casefold() in taken:
-            number += 1
-            name = f"{stem}-overlay-{number}.jpg"
+        while True:
+            numbers[stem.casefold()] += 1
+            number = numbers[stem.casefold()]
+            name = f"{stem}-overlay.jpg" if number == 1 else f"{stem}-overlay-{number}.jpg"
+            if name.casefold() not in taken:
+                break
         taken.add(name.casefold())
         names.append(name)
     return names
+
+
+def _is_overlay(source: Path, output: Path) -> bool:
+    """Whether it is one, by its name and what is noted in it, and lies where they are written."""
+    if not re.search(r"-overlay(-\d+)?\.jpg$", source.name) or source.parent.resolve() != output.resolve():
+        return False
+    from PIL import Image
+
+    from ..engine.inference.result import OVERLAY
+
+    try:
+        with Image.open(source, formats=["JPEG"]) as picture:
+            return picture.info.get("comment") == OVERLAY
+    except OSError:
+        return False
 
 
 def _record(source: Path | str, result: "Result") -> dict[str, Any]:

@@ -17,6 +17,7 @@ from ..engine.training.config import AUGMENT, TrainConfig
 from .console import open_console, progress
 from .fields import add_fields, read_fields
 from .options import Verbs, add_checkpoint_options, add_verb, checkpoint_options
+from .predict import check_folder
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -72,6 +73,7 @@ def run(options: argparse.Namespace) -> int:
     from ..engine.training.train import train
 
     config = read_fields(options, TrainConfig())
+    check_folder(options.out, "out")
     first = int(os.environ.get("RANK", "0")) == 0  # of those that torchrun has started
     console = open_console(stderr=True)
     console.quiet = not first
@@ -93,7 +95,7 @@ def run(options: argparse.Namespace) -> int:
             options=checkpoint_options(options),
             say=partial(console.print, soft_wrap=True),
             watch=watch,
-            progress=partial(progress, what="evaluating"),
+            progress=partial(progress, what="pictures to evaluate on"),
             **vars(config),
         )
     if first:

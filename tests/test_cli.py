@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from PIL import Image
 from models import small_model
 from trimask import Predictor
 from trimask.cli import _parser, main
+from trimask.cli.predict import _unique_names
 from trimask.engine.model.checkpoints import save
 from trimask.engine.model.config import MaskRCNNConfig
 
@@ -179,6 +181,39 @@ def test_a_picture_named_like_an_overlay_is_not_overwritten(weights: Path, folde
     assert {name: (folder / name).read_bytes() for name in before} == before
     made = {"1-overlay-2.jpg", "2-overlay.jpg", "1-overlay-overlay.jpg", "detections.json"}
     assert {path.name for path in folder.iterdir()} == {*before, *made}
+
+
+def test_overlays_of_an_earlier_call_are_no_pictures(weights: Path, folder: Path) -> None:
+    Image.new("RGB", (30, 40)).save(folder / "1-overlay.jpg")
+    given = ["predict", "--weights", weights, "--device", "cpu", "--output", folder]
+    for _ in range(2):
+        assert run(*given, folder) == 0
+        found = json.loads((folder / "detections.json").read_text())["images"]
+        assert {Path(image["file_name"]).name for image in found} == {"1.png", "1-overlay.jpg", "2.png"}
+    assert run(*given, folder / "2-overlay.jpg") == 0  # asked for by name
+    (image,) = json.loads((folder / "detections.json").read_text())["images"]
+    assert Path(image["file_name"]).name == "2-overlay.jpg"
+
+
+def test_many_pictures_of_one_name_are_named_at_once() -> None:
+    names = _unique_names([f"{n}/rgb.png" for n in range(20_000)])  # by trying each, 200 million comparisons
+    assert (names[0], names[1], names[-1]) == ("rgb-overlay.jpg", "rgb-overlay-2.jpg", "rgb-overlay-20000.jpg")
+
+
+def test_sigterm_ends_prediction_with_what_is_done(weights: Path, folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    sources = [str(folder / "1.png")] * 10_000
+    code = "import sys; from trimask.cli import main; sys.exit(main())"
+    given = ["predict", *sources, "--weights", str(weights), "--device", "cpu", "-o", str(out), "--json"]
+    child = subprocess.Popen(
+        [sys.executable, "-c", code, *given, "--no-overlays"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert child.stdout is not None
+    assert b"detections" in child.stdout.readline()
+    child.send_signal(signal.SIGTERM)
+    assert b"trimask: interrupted" in child.communicate(timeout=60)[1]
+    assert child.returncode == 130
+    assert 1 <= len(json.loads((out / "detections.json").read_text())["images"]) < 10_000
 
 
 def test_names_with_brackets_are_printed_as_they_are(

@@ -713,6 +713,16 @@ def test_classes_of_one_name_are_matched_by_their_ids_or_refused() -> None:
         matched({7: "cat"}, data)
 
 
+def test_classes_of_which_no_name_is_known_are_refused_unless_all_ids_are_the_same() -> None:
+    fruits = {1: "date", 2: "fig", 3: "hazelnut"}
+    for chosen in (None, ["date"]):
+        with pytest.raises(ValueError, match=r"expected classes of the data set .* got 1 person besides"):
+            matched({1: "person"}, fruits, chosen)
+    assert matched({1: "pedestrian"}, {1: "person"})[0] == {1: 1}
+    assert matched({1: "class_1"}, fruits) == ({1: 1}, [])
+    assert matched({1: "date", 2: "person"}, fruits)[0] == {1: 1, 2: 2}
+
+
 def test_eval_of_the_bundled_model(shared_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Four pictures of Penn-Fudan: whole people in the street, which it finds."""
     content = json.loads((shared_data / "pennfudan" / "annotations" / "instances_val.json").read_text())

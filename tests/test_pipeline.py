@@ -267,5 +267,5 @@ def test_timings_are_those_of_a_call_without_workers(predictor: Predictor, folde
 
 
 def test_workers_out_of_range_are_named(predictor: Predictor, folder: Path) -> None:
-    with pytest.raises(ValueError, match="workers: expected at least 0, got -1"):
+    with pytest.raises(ValueError, match="workers: expected a whole number of at least 0, got -1"):
         predictor.predict(folder, workers=-1)

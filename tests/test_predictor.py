@@ -1,6 +1,7 @@
 """The public face: every kind of source, batches with a bad item, options, threads."""
 
 import gc
+import io
 import os
 import warnings
 import weakref
@@ -8,6 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -132,6 +134,73 @@ def test_a_bad_picture_harms_no_other(predictor: Predictor, folder: Path, batch_
     assert len(results[3]) > 0
 
 
+class Broken:
+    """An upload that breaks off."""
+
+    def read(self) -> bytes:
+        raise EOFError("after 12 bytes")
+
+
+def closed() -> io.BytesIO:
+    file = io.BytesIO(b"x")
+    file.close()
+    return file
+
+
+@pytest.mark.parametrize(
+    "bad", [closed(), Broken(), torch.eye(4).to_sparse(), torch.zeros(3, 4, 4, device="meta")], ids=str
+)
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_cannot_be_read_harms_no_other(predictor: Predictor, picture: np.ndarray, bad: Any, workers: int) -> None:
+    with pytest.raises(PictureError):
+        predictor.predict(bad)
+    with pytest.warns(UserWarning, match="expected"):
+        first, second, third = predictor.predict([picture, bad, picture], workers=workers, batch_size=3)
+    assert isinstance(second.error, PictureError)
+    assert len(first) > 0
+    assert same(first, third)
+
+
+@pytest.mark.parametrize(("workers", "batch_size"), [(0, 1), (0, 2), (2, 1)])
+@pytest.mark.parametrize("kind", ["array", "tensor", "nested", "bytes"])
+def test_a_generator_may_fill_one_buffer_again(predictor: Predictor, workers: int, batch_size: int, kind: str) -> None:
+    pictures = np.random.default_rng(0).integers(0, 256, (4, 64, 80, 3), dtype=np.uint8)
+
+    def frames() -> Iterator[Any]:
+        if kind == "bytes":
+            for picture in pictures:
+                Image.fromarray(picture).save(file := io.BytesIO(), "BMP")
+                content[:] = file.getvalue()
+                yield content
+            return
+        buffer = torch.empty(3, 64, 80, dtype=torch.uint8) if kind == "tensor" else np.empty((64, 80, 3), np.uint8)
+        for picture in pictures:
+            buffer[...] = torch.as_tensor(picture).permute(2, 0, 1) if kind == "tensor" else picture
+            yield [buffer] if kind == "nested" else buffer
+
+    content = bytearray()
+    results = list(predictor.predict(frames(), stream=True, workers=workers, batch_size=batch_size))
+    assert np.array_equal([result.picture for result in results], pictures)
+    for result, expected in zip(results, predictor.predict(pictures, batch_size=batch_size), strict=True):
+        assert same(result, expected)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_warnings_point_at_whoever_takes_the_results(predictor: Predictor, tmp_path: Path, stream: bool) -> None:
+    with pytest.warns(UserWarning, match="nowhere") as caught:
+        list(predictor.predict([tmp_path / "nowhere.png"], stream=stream))
+    assert caught[0].filename == __file__
+
+
+def test_a_broken_link_in_a_folder_is_told_of(predictor: Predictor, folder: Path) -> None:
+    (folder / "4.png").symlink_to(folder / "gone.png")
+    (folder / "5.png").symlink_to(folder)  # a folder
+    for source in (folder, str(folder / "*.png")):
+        with pytest.warns(UserWarning, match=r"4\.png") as caught:
+            assert [result.error is None for result in predictor.predict(source)] == [True, True, True, False]
+        assert len(caught) == 1
+
+
 def test_a_single_bad_picture_raises(predictor: Predictor, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"nowhere\.png"):
         predictor.predict(tmp_path / "nowhere.png")
@@ -216,7 +285,9 @@ def test_a_half_precision_model_keeps_exact_anchors(dtype: torch.dtype, picture:
         ({"dtype": "int8"}, "dtype: expected float32, float16 or bfloat16, got int8"),
         ({"score": 1.5}, r"score: expected a number in 0\.\.1, got 1\.5"),
         ({"score": float("nan")}, "score: expected"),
-        ({"max_detections": 0}, "max_detections: expected at least 1, got 0"),
+        ({"max_detections": 0}, "max_detections: expected a whole number of at least 1, got 0"),
+        ({"max_detections": 2.5}, "max_detections: expected a whole number of at least 1, got 2.5"),
+        ({"score": "0.5"}, "score: expected a number in 0..1, got '0.5'"),
         ({"device": "meta"}, "device: expected one that computes, got 'meta'"),
         ({"resize": 0}, "resize: expected a short side of at least 1 pixel, got 0"),
         ({"resize": (480, 640)}, r"resize: expected a short side in whole pixels or a ResizeConfig, got \(480, 640\)"),
@@ -297,7 +368,7 @@ def test_memory_stays_as_it_is(predictor: Predictor, np_rng: np.random.Generator
 
 
 def test_batch_size_out_of_range_is_named(predictor: Predictor, picture: np.ndarray) -> None:
-    with pytest.raises(ValueError, match="batch_size: expected at least 1, got 0"):
+    with pytest.raises(ValueError, match="batch_size: expected a whole number of at least 1, got 0"):
         predictor.predict([picture], batch_size=0)
 
 

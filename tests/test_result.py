@@ -122,7 +122,13 @@ def test_a_data_set_is_what_pycocotools_reads(np_rng: np.random.Generator, tmp_p
     coco = pytest.importorskip("pycocotools.coco")
     results = [make(np_rng, count, path=Path(f"shots/{count}.jpg")) for count in (3, 0, 2)]
     categories = {18: "dog", 1: "person", 47: "cup", 90: "never seen"}
-    written = to_dataset(iter(results), categories, tmp_path / "found.json")
+    nothing = np.zeros((0, 4), np.float32)
+    bad = Result(nothing, nothing[:, 0], nothing[:, 0], (0, 0), path=Path("bad.jpg"), error=OSError("bad.jpg is bad"))
+    written = to_dataset(iter([results[0], bad, *results[1:]]), categories, tmp_path / "found.json")
+    for name in ("bad.json", "bad.png"):
+        with pytest.raises(OSError, match=r"bad\.jpg is bad"):
+            bad.save(tmp_path / name)
+        assert not (tmp_path / name).exists()
     loaded = coco.COCO(str(written))
     assert {number: category["name"] for number, category in loaded.cats.items()} == categories
     assert sorted(loaded.getAnnIds()) == [1, 2, 3, 4, 5]
@@ -362,8 +368,9 @@ def test_filter(result: Result) -> None:
     assert len(result.filter()) == 5
     assert result.filter(labels=["dog", 0]).names == [name for name in result.names if name != "cup"]
     assert result.filter(labels="cup").names == [name for name in result.names if name == "cup"]
-    for label in (0, np.int64(0)):
-        assert result.filter(0.0, label).boxes.tolist() == result.filter(labels=[0]).boxes.tolist() != []
+    first = result.labels[0]
+    for label in (int(first), first):
+        assert result.filter(0.0, label).boxes.tolist() == result.filter(labels=[first]).boxes.tolist() != []
     assert len(result.filter(1.1)) == 0
 
 

@@ -1,6 +1,9 @@
 """The folder of a run after a crash at any place."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +17,10 @@ CONFIG: dict[str, Any] = {"source": "x", "decisive": {"train": {"steps": (0.5, 0
 
 def filled(path: Path, iteration: int, lines: int) -> None:
     folder = RunFolder(path, CONFIG, resume=False)
-    folder.open()
-    for n in range(1, lines + 1):
-        folder.log({"iteration": n, "loss": 0.5 / n, "gradient_norm": None})
-    folder.save_state({"iteration": iteration, "weights": torch.arange(3)})
+    with folder.open():
+        for n in range(1, lines + 1):
+            folder.log({"iteration": n, "loss": 0.5 / n, "gradient_norm": None})
+        folder.save_state({"iteration": iteration, "weights": torch.arange(3)})
 
 
 @pytest.mark.parametrize("tail", ["", '{"iteration": 5, "lo', "\0\0\0\0", '{"iteration": 4}'], ids=repr)
@@ -29,16 +32,17 @@ def test_lines_that_the_state_does_not_know_are_cut(tmp_path: Path, tail: str) -
     folder = RunFolder(tmp_path, CONFIG, resume=True)
     assert folder.state is not None
     assert folder.state["weights"].tolist() == [0, 1, 2]
-    folder.open()
-    folder.log({"iteration": 3, "loss": 0.25})
+    with folder.open():
+        folder.log({"iteration": 3, "loss": 0.25})
     found = [json.loads(text) for text in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert found == folder.lines
     assert [(line["iteration"], line["loss"]) for line in found] == [(1, 0.5), (2, 0.25), (3, 0.25)]
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["config.json", "metrics.jsonl", "state.pt"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == [".lock", "config.json", "metrics.jsonl", "state.pt"]
 
 
 def test_a_start_that_failed_blocks_nobody(tmp_path: Path) -> None:
-    RunFolder(tmp_path, CONFIG, resume=False).open()
+    with RunFolder(tmp_path, CONFIG, resume=False).open():
+        pass
     assert RunFolder(tmp_path, CONFIG, resume=False).lines == []
 
 
@@ -49,14 +53,15 @@ def test_a_run_without_a_state_begins_anew(tmp_path: Path) -> None:
         RunFolder(tmp_path, CONFIG, resume=False)
     folder = RunFolder(tmp_path, CONFIG, resume=True)
     assert (folder.state, folder.lines) == (None, [])
-    folder.open()
-    assert (tmp_path / "metrics.jsonl").read_text() == ""
+    with folder.open():
+        assert (tmp_path / "metrics.jsonl").read_text() == ""
 
 
 def test_a_missing_folder_is_made_when_the_run_begins(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "a" / "b", CONFIG, resume=True)
     assert not (tmp_path / "a").exists()
-    folder.open()
+    with folder.open():
+        pass
     assert json.loads((tmp_path / "a" / "b" / "config.json").read_text())["decisive"]["train"]["steps"] == [0.5, 0.7]
 
 
@@ -80,6 +85,32 @@ def test_everything_that_changed_is_named(tmp_path: Path) -> None:
 
 def test_no_line_holds_what_is_no_json(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path, CONFIG, resume=False)
-    folder.open()
-    with pytest.raises(ValueError, match="Out of range float"):
+    with folder.open(), pytest.raises(ValueError, match="Out of range float"):
         folder.log({"iteration": 1, "loss": float("nan")})
+
+
+def other_process_opens(path: Path) -> str:
+    """What another process is told that wants the folder."""
+    code = """
+import sys
+from pathlib import Path
+from trimask.engine.training.run_folder import RunFolder
+try:
+    with RunFolder(Path(sys.argv[1]), {"decisive": {}, "source": ""}, resume=True).open():
+        print("opened")
+except FileExistsError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs fcntl")
+def test_a_folder_is_one_runs_at_a_time(tmp_path: Path) -> None:
+    with RunFolder(tmp_path, CONFIG, resume=False).open():
+        part = tmp_path / ".state.pt.0123.part"
+        part.write_bytes(b"being written")
+        assert other_process_opens(tmp_path).endswith("expected a folder in which no other run is at work")
+        assert part.exists()
+    assert other_process_opens(tmp_path) == "opened"
+    assert not part.exists()

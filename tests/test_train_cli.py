@@ -309,6 +309,30 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(arguments: list[str], t
     assert load_model(broken / "last.safetensors").config == TINY
 
 
+def test_missing_pictures_are_counted_and_warnings_are_lines(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = drawn(tmp_path / "data", pictures=6)
+    save(begin().model, tmp_path / "tiny.safetensors")
+    for record in data.records[1:4]:
+        record.path.unlink()
+    given = ["--train", str(data.annotations), "--images", str(tmp_path / "data"), *OPTIONS]
+    assert main(["train", *given, "--weights", str(tmp_path / "tiny.safetensors"), "--out", str(tmp_path / "run")]) == 0
+    told = capsys.readouterr().err
+    assert f"3 pictures are missing, such as {data.records[1].path}; others take their places" in told
+    assert "3 pictures to learn from" in told
+    assert "UserWarning" not in told
+    assert any(line.startswith("trimask: ") and "nothing at" in line for line in told.splitlines())
+
+
+def test_a_file_in_the_place_of_the_run_is_named(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    assert main(["train", *arguments, "--out", str(tmp_path / "file" / "run")]) == 1
+    assert f"expected a folder, got the file {tmp_path / 'file'}" in capsys.readouterr().err
+
+
 def test_float16_is_refused_on_a_cpu(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", *arguments, "--out", str(tmp_path / "half"), "--precision", "float16"]) == 1
     assert "precision: expected bfloat16 or float32 on a CPU" in capsys.readouterr().err

@@ -19,6 +19,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from runs import ALONE, SIX, TINY, assert_same, begin, drawn, final, lines, trainer
 from trimask.engine.model.checkpoints import load_model
+from trimask.engine.pictures.reading import PictureError
 from trimask.engine.training.augment import Augment
 from trimask.engine.training.config import AugmentConfig
 from trimask.engine.training.data import CocoDataset, Example
@@ -124,6 +125,42 @@ def test_evaluations_decide_what_is_kept_and_when_to_stop(tmp_path: Path, data: 
     more = trainer(tmp_path, data, replace(config, iterations=6, patience=0), validation=data, resume=True)
     assert more.iteration == 2
     assert more._end() == ""
+
+
+def test_another_judge_seeks_the_best_anew(tmp_path: Path, data: CocoDataset) -> None:
+    config = replace(SIX, iterations=2, evaluate_every=1)
+    first = trainer(tmp_path / "run", data, config, validation=data).run()
+    assert first.best is not None
+    other = drawn(tmp_path / "other", seed=9)
+    for options in ({"validation": other}, {"validation": data, "config": replace(config, best="bbox_AP50")}):
+        run = trainer(tmp_path / "run", data, resume=True, **{"config": config, **options})
+        assert run.notes == ["evaluated on other pictures or by another figure than before: the best is sought anew"]
+        outcome = run.run()
+        assert outcome.best == (outcome.summary[run.config.best], 2)
+        assert trainer(tmp_path / "run", data, resume=True, **{"config": config, **options}).notes == []
+
+
+def test_a_figure_of_objects_that_are_not_there_is_refused(tmp_path: Path, data: CocoDataset) -> None:
+    config = replace(SIX, best="segm_APl")  # the drawn objects are small
+    with pytest.raises(
+        ValueError, match=r"best: expected a figure of objects in .*\.json, got segm_APl, of none there"
+    ):
+        trainer(tmp_path / "run", data, config, validation=data)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("fault", ["cut", "size"])
+def test_a_bad_picture_to_evaluate_on_is_told_before_the_first_update(tmp_path: Path, fault: str) -> None:
+    data, held_out = drawn(tmp_path / "a"), drawn(tmp_path / "b", seed=1)
+    path = held_out.records[2].path
+    if fault == "cut":
+        path.write_bytes(path.read_bytes()[:300])
+    else:
+        Image.new("RGB", (7, 9)).save(path)
+    run = trainer(tmp_path / "run", data, validation=held_out)
+    with pytest.raises(PictureError, match=path.name):
+        run.run()
+    assert run.iteration == 0
 
 
 def test_boxes_decide_where_there_are_no_masks(tmp_path: Path, data: CocoDataset) -> None:

@@ -69,8 +69,12 @@ class Pipeline(Generic[Handle, Item]):
         """Batches that have been taken from the source and not handed out: enough to keep every worker decoding."""
         return IN_FLIGHT + ceil(self.workers / self.batch_size) if self.workers else 1
 
-    def run(self, items: Iterable[Any]) -> Iterator[Item]:
+    def run(self, items: Iterable[Any], stacklevel: int = 3) -> Iterator[Item]:
         """Results in the order of the items. Threads start with the first and end with the last, or when it is closed.
+
+        Args:
+            items: the source.
+            stacklevel: of warnings about items that cannot be read; 3 is where the results are taken.
 
         Raises:
             Exception: what the source raises, after the results of what came before; what a step raises.
@@ -93,7 +97,7 @@ class Pipeline(Generic[Handle, Item]):
                 if not queue:
                     break
                 chunk, outcome = queue.popleft()
-                yield from self._handed_out(chunk, outcome.result())
+                yield from self._handed_out(chunk, outcome.result(), stacklevel)
             if trouble is not None:
                 raise trouble
         finally:
@@ -148,10 +152,10 @@ class Pipeline(Generic[Handle, Item]):
         except BaseException as error:
             outcome.set_exception(error)
 
-    def _handed_out(self, chunk: list[Any], results: list[Item | Exception]) -> Iterator[Item]:
+    def _handed_out(self, chunk: list[Any], results: list[Item | Exception], stacklevel: int) -> Iterator[Item]:
         for item, result in zip(chunk, results, strict=True):
             if isinstance(result, Exception):
-                warnings.warn(str(result), stacklevel=4)
+                warnings.warn(str(result), stacklevel=stacklevel)
                 result = self.failure(item, result)
             yield result
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
-from numbers import Integral
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -71,10 +71,8 @@ class Predicting(ABC):
                 result is empty and says why in ``error``, and the others are not harmed.
             Exception: what a generator raises, after the results of what came before.
         """
-        if batch_size < 1:
-            raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
-        if workers < 0:
-            raise ValueError(f"workers: expected at least 0, got {workers}")
+        _check("batch_size", batch_size, 1)
+        _check("workers", workers, 0)
         detection = self._limits(score, max_detections)
         finish = partial(_finish, run_lengths=run_lengths)
         if not stream and _is_single(source):
@@ -91,8 +89,9 @@ class Predicting(ABC):
             workers=workers,
             lanes=self._lanes() if workers else nullcontext,
         )
-        results = pipeline.run(expand(source))
-        return results if stream else list(results)
+        if stream:
+            return pipeline.run(expand(source))
+        return list(pipeline.run(expand(source), stacklevel=4))
 
     __call__ = predict
 
@@ -131,14 +130,18 @@ class Predicting(ABC):
 def limits(config: DetectionConfig, score: float | None, max_detections: int | None) -> DetectionConfig:
     """The config with another score threshold and capacity, where they are given."""
     if score is not None:
-        if not 0 <= score <= 1:
-            raise ValueError(f"score: expected a number in 0..1, got {score}")
+        if not isinstance(score, Real) or not 0 <= score <= 1:
+            raise ValueError(f"score: expected a number in 0..1, got {score!r}")
         config = replace(config, score_threshold=float(score))
     if max_detections is not None:
-        if max_detections < 1:
-            raise ValueError(f"max_detections: expected at least 1, got {max_detections}")
+        _check("max_detections", max_detections, 1)
         config = replace(config, max_detections=int(max_detections))
     return config
+
+
+def _check(name: str, number: int, least: int) -> None:
+    if not isinstance(number, Integral) or number < least:
+        raise ValueError(f"{name}: expected a whole number of at least {least}, got {number!r}")
 
 
 def with_resize(config: MaskRCNNConfig, wanted: int | ResizeConfig) -> MaskRCNNConfig:

@@ -35,6 +35,7 @@ from ..pictures.outlines import Bools, Ints, Polygon, crop_of_runs, outlines_of_
 from ..pictures.visualize import draw
 
 Floats = NDArray[np.float32]
+OVERLAY = b"an overlay by trimask"  # the comment in a JPEG of one
 
 
 @dataclass(frozen=True)
@@ -374,7 +375,10 @@ class Result:
 
         Raises:
             ValueError: a suffix of neither kind.
+            PictureError, OSError: the picture could not be read, and this is why.
         """
+        if self.error is not None:
+            raise self.error
         path = Path(path)
         suffix = path.suffix.lower()
         if suffix == ".json":
@@ -383,7 +387,9 @@ class Result:
         if kind not in Image.SAVE:
             raise ValueError(f"path: expected .json or the suffix of a picture (.png, .jpg, .webp), got {path.name!r}")
         overlay = self.plot(**style)
-        options = {"quality": 95} if kind in ("JPEG", "WEBP", "AVIF") else {}
+        options: dict[str, Any] = {"quality": 95} if kind in ("JPEG", "WEBP", "AVIF") else {}
+        if kind == "JPEG":
+            options["comment"] = OVERLAY
         return write_whole(path, lambda file: overlay.save(file, format=kind, **options))
 
 
@@ -391,13 +397,13 @@ def to_dataset(results: Iterable[Result], categories: Mapping[int, str], path: s
     """Writes results as one COCO data set, whose annotations have scores; it is there as a whole or not at all.
 
     Args:
-        results: of one picture each, read one at a time.
+        results: of one picture each, read one at a time; those of pictures that could not be read are left out.
         categories: the name of each category id, with those that were not found.
         path: the JSON file; one of that name is replaced.
     """
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    for number, result in enumerate(results, 1):
+    for number, result in enumerate((result for result in results if result.error is None), 1):
         height, width = result.size
         name = result.path.as_posix() if result.path else ""
         images.append({"id": number, "file_name": name, "height": height, "width": width})
@@ -411,4 +417,4 @@ def to_dataset(results: Iterable[Result], categories: Mapping[int, str], path: s
     return write_json(Path(path), document, allow_nan=False)
 
 
-__all__ = ["Detection", "Result", "to_dataset"]
+__all__ = ["OVERLAY", "Detection", "Result", "to_dataset"]

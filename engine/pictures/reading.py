@@ -22,7 +22,7 @@ import glob
 import io
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,16 +106,23 @@ def _is_array(source: Any) -> bool:
 
 
 def _files(source: str) -> list[str]:
-    """The picture files that a path, a folder or a pattern stands for, in natural order."""
+    """The picture files that a path, a folder or a pattern stands for, in natural order, with broken links."""
     if os.path.isfile(source):
         return [source]
+    if re.match(r"\w+://", source):
+        raise FileNotFoundError(
+            f"expected a picture or a folder, got {source!r}: what is on the web must be downloaded first"
+        )
     if os.path.isdir(source):
-        found = [entry.path for entry in os.scandir(source) if entry.is_file() and not entry.name.startswith(".")]
+        visible = (entry for entry in os.scandir(source) if not entry.name.startswith("."))
+        found = [entry.path for entry in visible if entry.is_file() or (entry.is_symlink() and not entry.is_dir())]
     elif glob.has_magic(source):
-        found = [path for path in glob.glob(source, recursive=True) if os.path.isfile(path)]
+        matching = glob.glob(source, recursive=True)
+        found = [
+            path for path in matching if os.path.isfile(path) or (os.path.islink(path) and not os.path.isdir(path))
+        ]
     else:
-        hint = "; what is on the web must be downloaded first" if "://" in source else ""
-        raise FileNotFoundError(f"expected a picture, a folder or a pattern, but there is nothing at {source!r}{hint}")
+        raise FileNotFoundError(f"expected a picture, a folder or a pattern, but there is nothing at {source!r}")
     pictures = sorted((path for path in found if os.path.splitext(path)[1].lower() in SUFFIXES), key=_natural)
     if not pictures:
         kind = "in the folder" if os.path.isdir(source) else "that match the pattern"
@@ -125,13 +132,15 @@ def _files(source: str) -> list[str]:
     return pictures
 
 
-def expand(source: Any) -> Iterator[Any]:
+def expand(source: Any, reused: bool = False) -> Iterator[Any]:
     """The single pictures that a source stands for, one after the other.
 
     Args:
         source: a path, a folder (its own picture files, hidden ones left out), a pattern (`shots/**/*.jpg`), the bytes
             of a picture file, an open one, a PIL picture, an ndarray, a tensor, a batch of arrays `[B, ...]` of four
             axes, or any iterable of these, nested as you like. Nothing is read ahead of what is asked for.
+        reused: copy arrays, whose memory holds another picture later. So it is of what a generator gives: cameras and
+            videos read into one buffer.
 
     Yields:
         What `read` takes. The files of a folder or a pattern come in natural order: 2 before 10.
@@ -143,17 +152,28 @@ def expand(source: Any) -> Iterator[Any]:
     if isinstance(source, (str, os.PathLike)):
         yield from map(Path, _files(os.fspath(source)))
     elif is_picture(source):
-        yield source
+        yield _copied(source) if reused else source
     elif _is_array(source):
-        yield from source
+        for item in source:
+            yield from expand(item, reused)
     elif isinstance(source, Iterable) and not isinstance(source, Mapping):
+        reused = reused or not isinstance(source, Sequence)
         for item in source:
             try:
-                yield from expand(item)
+                yield from expand(item, reused)
             except FileNotFoundError:
                 yield item  # one of several: `read` complains about it, and the others go on
     else:
         yield source
+
+
+def _copied(picture: Any) -> Any:
+    """The same picture in memory of its own, where it is one that its owner can write to."""
+    if isinstance(picture, (bytearray, memoryview)):
+        return bytes(picture)
+    if not _is_array(picture):
+        return picture
+    return picture.copy() if isinstance(picture, np.ndarray) else picture.clone()
 
 
 def _orientation(picture: Image.Image) -> int:
@@ -244,7 +264,12 @@ def _content(file: Any) -> tuple[IO[bytes], str]:
     name = str(getattr(file, "name", None) or type(file).__name__)
     with suppress(OSError, ValueError, AttributeError):
         file.seek(0)
-    content = file.read()
+    try:
+        content = file.read()
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # closed, or a download that broke off
+        raise PictureError(f"{name}: expected a file that can be read ({type(error).__name__}: {error})") from error
     if not isinstance(content, (bytes, bytearray)):
         raise PictureError(f"{name}: expected a file whose read() gives bytes, got {type(content).__name__}")
     return io.BytesIO(content), name
@@ -303,7 +328,11 @@ def read(item: Any, channel_order: str = "rgb") -> Picture:
     if _is_array(item):
         if str(item.dtype) == "torch.bfloat16":  # which numpy lacks
             item = item.float()
-        return Picture(_rgb_of_array(item.detach().cpu().numpy(), "tensor", channel_order, channels_first=True))
+        try:
+            array = item.detach().cpu().numpy()
+        except (TypeError, NotImplementedError) as error:  # sparse, or without values
+            raise PictureError(f"tensor: expected one that numpy can take ({error})") from error
+        return Picture(_rgb_of_array(array, "tensor", channel_order, channels_first=True))
     raise PictureError(f"expected a path, file, bytes, PIL picture, array or tensor, got {type(item).__name__}")
 
 

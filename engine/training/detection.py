@@ -187,10 +187,12 @@ def matched(
             raise ValueError(f"data: expected one category named {name!r}, got the ids {theirs}")
         found[number] = number if number in theirs else theirs[0]
     moved = any(ours != theirs for ours, theirs in found.items())
-    if moved:
+    named = [name for name in known.values() if not name.startswith("class_")]
+    strangers = {*known} != {*categories} and named and not any(name.casefold() in by_name for name in named)
+    if moved or strangers:
         found = {number: theirs for number, theirs in found.items() if known[number].casefold() in by_name}
     unknown = [f"{n} {name}" for n, name in known.items() if found.get(n) not in categories]
-    if chosen is not None:
+    if chosen is not None and not strangers:
         unknown = [name for name in chosen if moved and not {*by_name[name.casefold()]} & {*found.values()}]
     if unknown:
         there = ", ".join(f"{number} {name}" for number, name in categories.items())
@@ -198,7 +200,7 @@ def matched(
             f"weights: expected classes of the data set ({there}), got {', '.join(unknown)} besides; to count only "
             "some: --categories NAME ...; to name those of a foreign checkpoint: --classes, --category-ids"
         )
-    notes = []
+    notes: list[str] = []
     for ours, number in found.items():
         name, other = known[ours], categories.get(number, known[ours])
         if ours != number:

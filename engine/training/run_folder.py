@@ -5,10 +5,11 @@
 """
 
 import contextlib
+import errno
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -48,9 +49,23 @@ class RunFolder:
         elif not resume and (self.has_state or (self._metrics.exists() and self._metrics.stat().st_size)):
             raise FileExistsError(f"{path}: expected a folder without a run, found one; resume it or name another")
 
-    def open(self) -> None:
-        """Make the folder, or tidy it after a crash: only what the state knows stays in the metrics."""
+    @contextlib.contextmanager
+    def open(self) -> Iterator[None]:
+        """Make the folder, or tidy it after a crash: only what the state knows stays in the metrics. Hold it.
+
+        Raises:
+            FileExistsError: another run is at work in it.
+        """
         self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / ".lock").open("w") as file:
+            try:
+                _lock(file)
+            except (BlockingIOError, PermissionError) as error:
+                raise FileExistsError(f"{self.path}: expected a folder in which no other run is at work") from error
+            self._tidy()
+            yield
+
+    def _tidy(self) -> None:
         for part in self.path.glob(".*.part"):  # of files that were being written
             part.unlink()
         write_json(self.path / "config.json", self._config, indent=1)
@@ -104,6 +119,19 @@ class RunFolder:
                 line = json.loads(text)
                 if line["iteration"] <= self.state["iteration"]:
                     self.lines.append(line)
+
+
+def _lock(file: IO[str]) -> None:
+    """Hold a file until it is closed or this process ends; its children do not hold it. On Windows nothing is held."""
+    try:
+        import fcntl
+    except ImportError:
+        return
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):  # else a file system that has no locks
+            raise
 
 
 def _text(line: Line) -> str:

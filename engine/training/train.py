@@ -65,7 +65,7 @@ def train(
         options: of the checkpoint, as :func:`trimask.load` takes them, such as ``{"min_size": 480}``.
         say: takes what there is to read, a line at a time; by default it goes to stderr.
         watch: called with the number of updates so far: after each with None, and with every line of the metrics.
-        progress: wraps what is found in the pictures of an evaluation, and their number, to show how far it got.
+        progress: wraps what is done with each picture to evaluate on, and their number, to show how far it got.
         **settings: the fields of :class:`.TrainConfig`: ``iterations``, ``batch``, ``learning_rate``, ``workers`` ...
 
     Returns:
@@ -74,7 +74,8 @@ def train(
     Raises:
         TypeError: a setting that there is not.
         ValueError: arguments that do not fit each other, the data, or the run in the folder.
-        FileExistsError: there is a run in the folder, and it is not to be resumed.
+        FileExistsError: there is a run in the folder, and it is not to be resumed, or it is at work.
+        PictureError: a picture to evaluate on cannot be read, or is of another size than its annotations say.
         FloatingPointError: a loss is not a finite number; names the pictures. What was saved last is kept.
         RuntimeError: a process that reads pictures died.
     """
@@ -124,15 +125,19 @@ def train(
         if group.first:
             objects = {entry["category_id"] for record in data.records for entry in record.annotations}
             without = [name for name, number in zip(names, ids, strict=True) if number not in objects]
-            for note in begun.notes:
+            for note in [*begun.notes, *trainer.notes]:
                 say(note)
+            missing = [record.path for record in data.records if not record.path.is_file()]
+            if missing:
+                say(f"{len(missing)} pictures are missing, such as {missing[0]}; others take their places")
             learned = {record.path for record in data.records}
             if known := sum(record.path in learned for record in (held_out.records if held_out else ())):
                 say(f"{known} of the pictures to evaluate on are among those to learn from: figures will be too good")
             if without:
                 say(f"classes without objects to learn: {', '.join(without)}")
             say(
-                f"{len(data)} pictures to learn from, {len(held_out) if held_out else 'none'} to evaluate on, "
+                f"{len(data) - len(missing)} pictures to learn from, "
+                f"{len(held_out) if held_out else 'none'} to evaluate on, "
                 f"classes: {', '.join(names)}; iteration {trainer.iteration} of {config.iterations}, "
                 f"{config.optimizer} at a rate of {config.peak_rate():.2g}"
             )

@@ -13,10 +13,13 @@ import json
 import math
 import os
 import time
+import warnings
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +33,7 @@ from ..model.loss_config import TERMS, LossConfig
 from ..model.mask_rcnn import MaskRCNN
 from .augment import Augment
 from .config import AugmentConfig, TrainConfig
-from .data import CocoDataset
+from .data import CocoDataset, Record, read_upright
 from .detection import detect
 from .distributed import Processes
 from .evaluate import KINDS, check_truth, evaluate
@@ -89,7 +92,10 @@ class Trainer:
         processes: this one among all.
         resume: go on with the run in the folder, or begin one where there is none.
         watch: called with the number of updates so far: after each with None, and with every line of the metrics.
-        progress: wraps what is found in the pictures of an evaluation, and their number, to show how far it got.
+        progress: wraps what is done with each picture to evaluate on, and their number, to show how far it got.
+
+    Attributes:
+        notes: what to tell about the run that is resumed.
 
     Raises:
         ValueError: arguments that do not fit each other, or the run in the folder.
@@ -149,10 +155,11 @@ class Trainer:
         self._without_better = 0
         self._summary: dict[str, float] = {}
         self._owes_evaluation = False
+        self._judge = [_decisive(config, model), validation and sha256(validation.annotations.read_bytes()).hexdigest()]
+        self.notes: list[str] = []
         if self.folder.state:
             self._restore(self.folder.state)
         processes.gather(None)  # all have read what the first may now write
-        self.reporter = Reporter(self.folder, processes.first)
 
     def run(self) -> Outcome:
         """Train until the end.
@@ -160,15 +167,27 @@ class Trainer:
         Raises:
             FloatingPointError: a loss is not a finite number; names the pictures. What was saved last is kept.
             RuntimeError: a process that reads pictures died.
+            FileExistsError: another run is at work in the folder.
+            PictureError: a picture to evaluate on that cannot be read, or is of another size.
         """
-        if self.processes.first:
-            self.folder.open()
-        with stop_signals() as stop, _deterministic(self.config.deterministic):
-            reason = self._train(stop)
-        self._sync_average()
-        if self.processes.first:
-            self.reporter.close()
+        first = self.processes.first
+        with self.folder.open() if first else nullcontext():
+            self.reporter = Reporter(self.folder, first)
+            if self.folder.state is None:
+                self._read_validation()
+            with stop_signals() as stop, _deterministic(self.config.deterministic):
+                reason = self._train(stop)
+            self._sync_average()
+            if first:
+                self.reporter.close()
         return Outcome(reason, not self._end(), self.iteration, self._summary, self._best, self.folder.path)
+
+    def _read_validation(self) -> None:
+        """See now, rather than after hours, that the pictures to evaluate on can be read."""
+        mine = self._share_of_validation()
+        with ThreadPoolExecutor(max(self.config.workers, 1)) as pool:
+            for _ in self.progress(pool.map(_see, mine), len(mine)):
+                pass
 
     def _train(self, stop: Stop) -> str:
         if self._owes_evaluation:
@@ -304,10 +323,12 @@ class Trainer:
         model = self.average.model
         self.processes.share(model.buffers())  # live norms saw other pictures in each process
         predict = Predictor(model, device=self.processes.device, capture=False).predict
-        mine = self.validation.records[self.processes.rank :: self.processes.count]
+        mine = self._share_of_validation()
         categories = {model.config.category_ids[label]: theirs for theirs, label in self.validation.labels.items()}
         stream = self.progress(detect(predict, mine, categories), len(mine))
-        found = {record.image_id: entries for record, entries in zip(mine, stream, strict=True)}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a picture that cannot be read is an error here
+            found = {record.image_id: entries for record, entries in zip(mine, stream, strict=True)}
         shares = self.processes.gather(found)
         summary = None
         if self.processes.first:
@@ -321,8 +342,7 @@ class Trainer:
             )
             summary = {name: value for name, value in evaluation.summary.items() if not math.isnan(value)}
         self._summary = summary = self.processes.gather(summary)[0]
-        best = self.config.best if model.mask_head is not None else self.config.best.replace("segm", "bbox")
-        figure = summary.get(best, 0.0)
+        figure = summary[_decisive(self.config, model)]
         if self._best is None or figure > self._best[0]:
             self._best, self._without_better = (figure, self.iteration), 0
             if self.processes.first:
@@ -332,6 +352,10 @@ class Trainer:
         if self.processes.first:
             self.reporter.draw(predict, self.validation.records[: self.config.samples], self.iteration)
         return {"iteration": self.iteration, **summary}
+
+    def _share_of_validation(self) -> Sequence[Record]:
+        records = self.validation.records if self.validation else []
+        return records[self.processes.rank :: self.processes.count]
 
     def _measured(self) -> Line:
         """Means since the last line."""
@@ -368,6 +392,7 @@ class Trainer:
                 "optimizer": self.optimizer.state_dict(),
                 "scaler": self.scaler.state_dict(),
                 "window": asdict(self._window),
+                "judge": self._judge,
                 "best": self._best,
                 "without_better": self._without_better,
                 "summary": self._summary,
@@ -382,10 +407,14 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self._window = Window(**state["window"])
-        self._best = state["best"] and tuple(state["best"])
-        self._without_better = state["without_better"]
-        self._summary = state["summary"]
         self._owes_evaluation = state["owes_evaluation"]
+        if state["judge"] == self._judge:
+            self._best = state["best"] and tuple(state["best"])
+            self._without_better = state["without_better"]
+            self._summary = state["summary"]
+        elif self.validation:
+            self._owes_evaluation = True
+            self.notes.append("evaluated on other pictures or by another figure than before: the best is sought anew")
 
 
 def _check(
@@ -422,6 +451,11 @@ def _check(
         if lost:
             raise ValueError(f"{validation.annotations}: expected all its pictures, lost {len(lost)}: {lost[0]}")
         check_truth(validation.annotations, _kinds(model))
+        nothing = evaluate([], validation.annotations, category_ids=validation.category_ids, kinds=_kinds(model))
+        if math.isnan(nothing.summary[figure := _decisive(config, model)]):
+            raise ValueError(
+                f"best: expected a figure of objects in {validation.annotations}, got {figure}, of none there"
+            )
     if config.batch % (config.accumulate * processes.count):
         raise ValueError(
             f"batch: expected a multiple of {config.accumulate} parts times {processes.count} processes, "
@@ -431,6 +465,15 @@ def _check(
         raise ValueError(
             "norms: expected frozen or live ones on a CPU, which torch cannot synchronise, got synchronised"
         )
+
+
+def _see(record: Record) -> None:
+    read_upright(record.path, record.size)
+
+
+def _decisive(config: TrainConfig, model: MaskRCNN) -> str:
+    """The figure by which weights are the best."""
+    return config.best if model.mask_head is not None else config.best.replace("segm", "bbox")
 
 
 def _kinds(model: MaskRCNN) -> tuple[str, ...]:

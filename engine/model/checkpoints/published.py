@@ -168,7 +168,7 @@ def find(name: str) -> Published:
         ValueError: for an unknown name, with those that come close; or an architecture that is not here.
     """
     if name not in PUBLISHED:
-        names = [*PUBLISHED, "people"]
+        names = [*(known for known, entry in PUBLISHED.items() if not entry.unsupported), "people"]
         close = difflib.get_close_matches(name, names, n=4, cutoff=0.4) or names
         raise ValueError(f"{name!r}: expected an existing file or a published name, such as {', '.join(close)}")
     entry = PUBLISHED[name]
