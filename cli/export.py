@@ -68,12 +68,23 @@ def add(verbs: Verbs) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    from ..engine.pictures.reading import listed
     from ..engine.training.detection import data_set
     from ..export.onnx import to_onnx
     from ..export.triton_server import model_path, write_config
 
     data = None
-    if options.verify and options.data:
+    told = [name for name in ("pictures", "data", "images") if getattr(options, name)]
+    if told and not options.verify:
+        raise ValueError(f"{', '.join(told)}: expected with --verify alone, got --no-verify")
+    if options.images and not options.data:
+        raise ValueError("images: expected beside --data, got no data set")
+    if options.verify:  # before the work
+        from ..export.backends import load_onnxruntime
+
+        load_onnxruntime()
+        options.pictures = options.pictures and listed(options.pictures)
+    if options.data:
         annotations, images = data_set(options.data, options.images)
         if images is None:
             raise ValueError("images: expected the folder of the pictures (--images DIR), got none")

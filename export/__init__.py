@@ -14,6 +14,7 @@ _PUBLIC = {
     "Metadata": ".metadata",
     "Runtime": ".runtime",
     "to_onnx": ".onnx",
+    "translations": ".translation",
     "verify": ".verification",
 }
 

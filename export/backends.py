@@ -65,18 +65,27 @@ def open_backend(
         raise ValueError(f"{path}: {name} does not take this file: {str(error).strip()}") from error
 
 
+def load_onnxruntime() -> Any:
+    """The module.
+
+    Raises:
+        ImportError: it is not installed; says how to.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise ImportError(
+            "Runtime needs ONNX Runtime: pip install onnxruntime, or onnxruntime-gpu for CUDA (never both: they "
+            "are one module)"
+        ) from error
+    return onnxruntime
+
+
 class OnnxRuntime:
     """A session of ONNX Runtime, on a CPU or a CUDA device; arguments as of :func:`open_backend`."""
 
     def __init__(self, data: bytes, device: str | None, threads: int | None, cache: bool) -> None:
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise ImportError(
-                "Runtime needs ONNX Runtime: pip install onnxruntime, or onnxruntime-gpu for CUDA (never both: they "
-                "are one module)"
-            ) from error
-        self._onnxruntime = onnxruntime
+        self._onnxruntime = onnxruntime = load_onnxruntime()
         wanted, number = _provider(device, onnxruntime.get_available_providers())
         providers: list[Any] = [(wanted, {"device_id": number}), CPU] if wanted == CUDA else [CPU]
         if wanted == CUDA and hasattr(onnxruntime, "preload_dlls"):

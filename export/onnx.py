@@ -1,6 +1,7 @@
 """Export to ONNX: one file of standard operators, with everything that is needed to run it."""
 
 import logging
+import operator
 import time
 import warnings
 from collections import Counter
@@ -17,9 +18,10 @@ from .. import __version__
 from ..engine.inference.predicting import limits
 from ..engine.model.checkpoints import load_model, locate
 from ..engine.model.checkpoints.downloading import file_hash
-from ..engine.model.config import DetectionConfig
+from ..engine.model.config import DetectionConfig, MaskRCNNConfig
 from ..engine.model.files import check_writable, write_whole
 from ..engine.model.mask_rcnn import MaskRCNN
+from ..engine.pictures.reading import listed
 from ..kernels.cpu.decoding import proposals
 from .graph import ExportGraph
 from .metadata import KEY, MASKS, Metadata, contract_text, multiple_of, signature
@@ -124,9 +126,11 @@ def to_onnx(
         raise ValueError("static: expected neither preprocess nor full masks, whose sizes are those of pictures")
     if half and int8 is not None:
         raise ValueError("half, int8: expected one of them at most")
+    if isinstance(int8, (str, Path, Sequence)):  # what is no generator is looked at before the work
+        int8 = listed(int8)
     check_writable(path)
     model, source = _open(weights, options)
-    config = replace(model.config, detection=_limits(model.config.detection, score, nms, max_detections))
+    config = replace(model.config, detection=_limits(model.config, score, nms, max_detections))
     about = Metadata(
         config=config,
         masks="none" if model.mask_head is None else masks,
@@ -227,7 +231,7 @@ def _name_sizes(model: "ir.Model") -> None:
 
 
 def _checked_size(static: Sequence[int], multiple: int) -> tuple[int, int, int]:
-    numbers = [int(number) for number in static]
+    numbers = list(map(operator.index, static))
     if len(numbers) != 3 or min(numbers) < 1 or numbers[1] % multiple or numbers[2] % multiple:
         raise ValueError(
             f"static: expected a batch, and a height and width that are multiples of {multiple}, got {static}"
@@ -241,19 +245,24 @@ def _open(weights: MaskRCNN | str | Path, options: dict[str, Any]) -> tuple[Mask
         if options:
             raise ValueError(f"options: expected none beside a model, got {sorted(options)}")
         return weights, {}
+    if not isinstance(weights, (str, Path)):
+        raise ValueError(
+            f"weights: expected a MaskRCNN, a file or a name, got {type(weights).__name__}; a Predictor has folded its "
+            "weights: give what it was loaded from, and the same options"
+        )
     file = locate(weights)
     return load_model(file, **options), {"file": file.name, "sha256": file_hash(file, "sha256")}
 
 
 def _limits(
-    config: DetectionConfig, score: float | None, nms: float | None, max_detections: int | None
+    config: MaskRCNNConfig, score: float | None, nms: float | None, max_detections: int | None
 ) -> DetectionConfig:
-    config = limits(config, score, max_detections)
+    detection = limits(config, score, max_detections)
     if nms is None:
-        return config
+        return detection
     if not 0 <= nms <= 1:
         raise ValueError(f"nms: expected a number in 0..1, got {nms}")
-    return replace(config, nms_threshold=float(nms))
+    return replace(detection, nms_threshold=float(nms))
 
 
 @contextmanager

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from onnxscript import opset18
 
-from ..kernels import roi_pooling, suppression  # noqa: F401  registers the ops
 from ..kernels.rounding import not_above
+from . import graph  # noqa: F401  registers the ops, its own and the kernels'
 
 __all__ = ["translations"]
 
@@ -23,11 +23,17 @@ FLOAT, INT32, INT64 = 1, 6, 7  # onnx.TensorProto's numbers
 
 
 def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
-    """What to give the exporter as ``custom_translation_table``."""
+    """The project's ops for ``torch.onnx.export(..., dynamo=True, custom_translation_table=translations())``.
+
+    They are what `nms`, `batched_nms`, `segmented_nms`, `roi_align` and `pyramid_roi_align` of :mod:`trimask.kernels`
+    become in a model of your own, and two of torch's that the exporter lacks. `segmented_nms` may keep no more than
+    there are boxes.
+    """
     return {
         torch.ops.aten.remainder.Scalar: _remainder,
         torch.ops.aten.sort.stable: _stable_sort,
         torch.ops.trimask.segmented_nms.default: _segmented_nms,
+        torch.ops.trimask.roi_align.default: _single_roi_align,
         torch.ops.trimask.pyramid_roi_align.default: _pyramid_roi_align,
         torch.ops.trimask.pool_live.default: _pool_live,
     }
@@ -59,27 +65,52 @@ def _segmented_nms(
     score_threshold: float | None = None,
     counts: Any = None,
 ) -> tuple[Any, Any]:
-    assert labels is None
+    # A number of boxes that is free comes as a value of the graph.
+    most = (
+        op.Constant(value_ints=[max_keep])
+        if isinstance(max_keep, int)
+        else op.Reshape(max_keep, op.Constant(value_ints=[1]))
+    )
     rows = op.Gather(op.Shape(scores), op.Constant(value_int=1))
+    boxes, scores = op.Cast(boxes, to=FLOAT), op.Cast(scores, to=FLOAT)
     nothing = op.Constant(value_float=-math.inf)
     if counts is not None:
         index = op.Range(op.Constant(value_int=0), rows, op.Constant(value_int=1))
         there = op.Less(index, op.Unsqueeze(op.Cast(counts, to=INT64), op.Constant(value_ints=[1])))  # [S, N]
         scores = op.Where(there, scores, nothing)
+    by_class = op.Unsqueeze(scores, op.Constant(value_ints=[1]))  # [S, classes, N]
+    if labels is not None:
+        different, _, _, _ = op.Unique(labels)
+        kinds = op.Unsqueeze(different, op.Constant(value_ints=[0, 2]))
+        by_class = op.Where(op.Equal(op.Unsqueeze(labels, op.Constant(value_ints=[1])), kinds), by_class, nothing)
     selected = op.NonMaxSuppression(
         boxes,
-        op.Unsqueeze(scores, op.Constant(value_ints=[1])),
-        op.Constant(value_ints=[max_keep]),
+        by_class,
+        most,
         op.Constant(value_floats=[float(not_above(iou_threshold, np.float32))]),
         op.Constant(value_floats=[-math.inf if score_threshold is None else score_threshold]),
     )  # [n, 3]: segment, class, box
     place = op.Gather(selected, op.Constant(value_ints=[0, 2]), axis=1)
     values = op.GatherND(scores, place)
     kept = op.ScatterND(op.Expand(nothing, op.Shape(scores)), place, values)
-    best, index = op.TopK(kept, op.Constant(value_ints=[max_keep]))
+    best, index = op.TopK(kept, most)
     there = op.Greater(best, nothing)
     count = op.ReduceSum(op.Cast(there, to=INT32), op.Constant(value_ints=[1]), keepdims=0)
     return op.Where(there, index, op.Constant(value_int=-1)), count
+
+
+def _single_roi_align(
+    input: Any,
+    boxes: Any,
+    images: Any,
+    scale: float,
+    output_size: Sequence[int],
+    sampling_ratio: int,
+    aligned: bool,
+    mode: str,
+) -> Any:
+    rois, images = op.Cast(boxes, to=FLOAT), op.Cast(images, to=INT64)
+    return op.CastLike(_roi_align(input, rois, images, scale, output_size, sampling_ratio, aligned, mode), input)
 
 
 def _pool_live(

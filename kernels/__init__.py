@@ -8,9 +8,16 @@ from importlib import import_module
 from typing import Any
 
 _PUBLIC = {
+    "MultiScaleRoIAlign": ".modules",
     "PasteRule": ".paste_rule",
+    "RoIAlign": ".modules",
+    "RoIPool": ".modules",
+    "area_of_runs": ".cpu.masks",
     "batched_nms": ".suppression",
+    "box_of_runs": ".cpu.masks",
+    "decode_runs": ".cpu.masks",
     "encode_runs": ".cpu.masks",
+    "mask_of_runs": ".cpu.masks",
     "mask_probabilities": ".pasting",
     "masks_to_rle": ".rle",
     "nms": ".suppression",
@@ -20,6 +27,7 @@ _PUBLIC = {
     "pyramid_roi_align": ".roi_pooling",
     "roi_align": ".roi_pooling",
     "roi_pool": ".roi_pooling",
+    "runs_of_mask": ".cpu.masks",
     "segmented_nms": ".suppression",
 }
 

@@ -128,12 +128,21 @@ def proposals(
     ]:
         if tensor.device != cells.device:
             raise ValueError(f"{name}: expected the device of cells, {cells.device}, got {tensor.device}")
+    if (
+        not cells.shape[1]
+        or min(widths) < 1
+        or any(not isinstance(pair, Sequence) or len(pair) != 2 for pair in strides)
+    ):
+        raise ValueError(
+            "cells, widths, strides: expected at least one shape, one cell in a row and a pair of strides for each "
+            f"level, got cells {list(cells.shape)}, widths {list(widths)}, strides {list(strides)}"
+        )
     flat = [side for stride in strides for side in stride]
     return _proposals(
         [x.detach() for x in scores],
         list(indices),
         [x.detach() for x in deltas],
-        cells,
+        cells.detach(),
         list(widths),
         flat,
         image_sizes,

@@ -98,6 +98,7 @@ def preprocess(
     Raises:
         ValueError: For a shape, dtype, device or number that does not fit, and for no pictures.
     """
+    pictures = list(pictures)  # a batch in one tensor too
     if not pictures or len(pictures) != len(sizes):
         raise ValueError(f"sizes: expected one for each of {len(pictures)} (at least 1) pictures, got {len(sizes)}")
     if channel_order not in ("rgb", "bgr"):

@@ -4,6 +4,8 @@ A picture's pixels are read down its columns; the runs are the lengths of its st
 first. Computed as in `paste_masks`, with no dense mask in between and results of a fixed shape.
 """
 
+from numbers import Integral
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -100,8 +102,8 @@ def masks_to_rle(
         raise ValueError(f"capacity: expected an int of at least 0, got {capacity}")
     arguments = (rule.padding, rule.integer_boxes, rule.threshold, rule.inclusive, capacity)
     if not isinstance(sizes, Tensor):
-        if len(sizes) != 2:
-            raise ValueError(f"sizes: expected a height and a width, got {tuple(sizes)}")
+        if len(sizes) != 2 or not all(isinstance(side, Integral) for side in sizes):
+            raise ValueError(f"sizes: expected a height and a width, or a tensor [N, 2], got {tuple(sizes)}")
         height, width = sizes
         if height < 0 or width < 0:
             raise ValueError(f"sizes: expected a height and a width of at least 0, got {tuple(sizes)}")

@@ -11,7 +11,7 @@ in each. What decides a result, on every device:
 - A RoI gives zero if its coordinates, scaled to the map, are not finite or too large for their magnitudes to add up.
 - Coordinates, weights and sums are float32 for features up to float32, and float64 for float64, whatever the boxes'
   dtype. (On a CPU the weights of float16 and bfloat16 features are rounded to that dtype.) Autocast changes nothing.
-- The gradient goes to the features alone and is summed in float32 at least.
+- The gradient goes to the features alone and is summed in float32 at least. It has a gradient too, but for mode "max".
 """
 
 import math
@@ -181,20 +181,24 @@ def _(
 
 @register("trimask::roi_pool")
 def _roi_pool(
-    input: Tensor, boxes: Tensor, images: Tensor, scale: float, output_size: Sequence[int]
+    input: Tensor, boxes: Tensor, images: Tensor, scale: float, output_size: Sequence[int], numbered: bool
 ) -> tuple[Tensor, Tensor]:
+    """The second output is empty unless `numbered`: only a gradient asks for it, and on a CPU it takes time."""
     _check_images(images, input)
-    if use_triton(input.device):
-        from .gpu.roi_pool import roi_pool as run
-    else:
-        run = _host.roi_pool
-    return run(input, boxes, images, scale, output_size)
+    if not use_triton(input.device):
+        return _host.roi_pool(input, boxes, images, scale, output_size, numbered)
+    from .gpu.roi_pool import roi_pool
+
+    pooled, argmax = roi_pool(input, boxes, images, scale, output_size)
+    return pooled, argmax if numbered else torch.empty_like(argmax[:0])
 
 
 @_roi_pool.register_fake
-def _(input: Tensor, boxes: Tensor, images: Tensor, scale: float, output_size: Sequence[int]) -> tuple[Tensor, Tensor]:
+def _(
+    input: Tensor, boxes: Tensor, images: Tensor, scale: float, output_size: Sequence[int], numbered: bool
+) -> tuple[Tensor, Tensor]:
     pooled = input.new_empty(boxes.shape[0], input.shape[1], *output_size)
-    return pooled, torch.empty_like(pooled, dtype=torch.int64)
+    return pooled, torch.empty_like(pooled if numbered else pooled[:0], dtype=torch.int64)
 
 
 @register("trimask::roi_pool_backward")
@@ -272,18 +276,54 @@ def _single_gradient(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     return grad_input, *[None] * 7
 
 
+def _save_bins(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+    grad, features, boxes, images, *rest, counts = inputs
+    ctx.shapes, ctx.scales, ctx.thresholds, ctx.sampling_ratio, ctx.aligned, ctx.mode = rest
+    ctx.maps, ctx.output_size = len(features), grad.shape[2:]
+    ctx.save_for_backward(boxes, images, counts)
+
+
+def _second_gradient(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Any, ...]:
+    """What is linear in the gradients of the bins has the pooling itself for its gradient."""
+    if ctx.mode != "avg":
+        raise NotImplementedError('roi_align: expected mode "avg" where a gradient is to have a gradient, got "max"')
+    boxes, images, counts = ctx.saved_tensors
+    some = next(grad for grad in grads if grad is not None)
+    shapes = _in_fours(ctx.shapes)
+    planes = [some.new_zeros(*shape) if grad is None else grad for grad, shape in zip(grads, shapes, strict=True)]
+    sampling = (list(ctx.output_size), ctx.sampling_ratio, ctx.aligned, ctx.mode)
+    if images is None:
+        bins = _pyramid_roi_align(planes, boxes, counts, ctx.scales, ctx.thresholds, *sampling).flatten(0, 1)
+    else:
+        bins = _roi_align(planes[0], boxes, images, ctx.scales[0], *sampling)
+    return bins, [None] * ctx.maps, *[None] * 9
+
+
 def _save_pool(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     ctx.shape = inputs[0].shape
     ctx.save_for_backward(output[1])
 
 
 def _pool_gradient(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
-    return _roi_pool_backward(grad, *ctx.saved_tensors, ctx.shape), None, None, None, None
+    return _roi_pool_backward(grad, *ctx.saved_tensors, ctx.shape), *[None] * 5
+
+
+def _save_argmax(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(inputs[1])
+
+
+def _second_pool_gradient(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    (argmax,) = ctx.saved_tensors
+    channels = torch.arange(argmax.shape[1], device=argmax.device)[:, None, None]
+    picked = grad.permute(0, 2, 3, 1).flatten(0, 2)[argmax.clamp(min=0), channels]
+    return picked.masked_fill(argmax < 0, 0.0), None, None
 
 
 _pyramid_roi_align.register_autograd(_pyramid_gradient, setup_context=_save_pyramid)
 _roi_align.register_autograd(_single_gradient, setup_context=_save_single)
 _roi_pool.register_autograd(_pool_gradient, setup_context=_save_pool)
+_roi_align_backward.register_autograd(_second_gradient, setup_context=_save_bins)
+_roi_pool_backward.register_autograd(_second_pool_gradient, setup_context=_save_argmax)
 
 
 def _pair(output_size: int | Sequence[int]) -> list[int]:
@@ -295,9 +335,10 @@ def _pair(output_size: int | Sequence[int]) -> list[int]:
 
 
 def _check_feature(name: str, feature: Tensor) -> None:
-    if feature.dim() != 4 or feature.shape[2] == 0 or feature.shape[3] == 0 or not feature.is_floating_point():
+    real = feature.is_floating_point() and feature.dtype.itemsize > 1
+    if feature.dim() != 4 or feature.shape[2] == 0 or feature.shape[3] == 0 or not real:
         got = f"{feature.dtype} {list(feature.shape)}"
-        raise ValueError(f"{name}: expected floating point [N, C, H, W] with pixels, got {got}")
+        raise ValueError(f"{name}: expected floating point [N, C, H, W] of 16 bits or more, with pixels, got {got}")
 
 
 def _check_device(name: str, tensor: Tensor, feature: Tensor) -> None:
@@ -313,6 +354,8 @@ def _check_mode(mode: str) -> None:
 def _split_boxes(boxes: Tensor | Sequence[Tensor], input: Tensor) -> tuple[Tensor, Tensor]:
     """Boxes `[K, 4]` and the images they lie in, `[K]`, from either of torchvision's forms."""
     for part in [boxes] if isinstance(boxes, Tensor) else boxes:
+        if not isinstance(part, Tensor):
+            raise ValueError(f"boxes: expected a tensor, or one for each image, got {type(boxes).__name__}")
         _check_device("boxes", part, input)
     if isinstance(boxes, Tensor):
         if boxes.dim() != 2 or boxes.shape[1] != 5:
@@ -323,7 +366,8 @@ def _split_boxes(boxes: Tensor | Sequence[Tensor], input: Tensor) -> tuple[Tenso
             raise ValueError(f"boxes: expected a list of [L, 4] (x1, y1, x2, y2), got {list(image.shape)}")
     if not boxes:
         return input.new_empty(0, 4), input.new_empty(0)
-    images = [torch.full((len(image),), i, device=image.device) for i, image in enumerate(boxes)]
+    # Made like the boxes, not of their number, which a trace would keep.
+    images = [torch.full_like(image[:, 0], i, dtype=torch.int64) for i, image in enumerate(boxes)]
     return torch.cat(list(boxes)), torch.cat(images)
 
 
@@ -443,4 +487,5 @@ def roi_pool(
     """
     _check_feature("input", input)
     corners, images = _split_boxes(boxes, input)
-    return _roi_pool(input, corners, images, spatial_scale, _pair(output_size))[0]
+    numbered = input.requires_grad and torch.is_grad_enabled()
+    return _roi_pool(input, corners, images, spatial_scale, _pair(output_size), numbered)[0]

@@ -134,8 +134,17 @@ def _all_kept(boxes: Tensor, scores: Tensor, idxs: Tensor | None, iou_threshold:
     if idxs is not None:
         _check_shape("idxs", idxs, (n,), boxes)
         idxs = idxs[None]
+    if torch.compiler.is_compiling() and _is_zero(n):  # which the compiler cannot take any further
+        return boxes.new_empty(0, dtype=torch.int64)
     keep, count = _segmented_nms(boxes[None], scores[None], iou_threshold, n, idxs)
     return keep[0, : count.item()]
+
+
+def _is_zero(n: int) -> bool:
+    """Whether a size is known to be zero; one that depends on data, as after another suppression, is not asked."""
+    from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+    return bool(statically_known_true(n == 0))
 
 
 def _check_floating(boxes: Tensor, scores: Tensor, iou_threshold: float) -> None:

@@ -226,6 +226,10 @@ def test_blocks_of_rows_join(rng: torch.Generator) -> None:
         ({"indices": [torch.zeros(2, 7, dtype=torch.int64)] * 5}, r"indices: expected int64 \[2, 50\]"),
         ({"indices": [torch.zeros(2, 50, dtype=torch.int32)] * 5}, "indices: expected int64"),
         ({"deltas": [torch.zeros(2, 2880, 3)] * 5}, r"deltas: expected floating point \[2, N, 4\]"),
+        ({"cells": torch.zeros(5, 0, 4)}, "cells, widths, strides: expected at least one shape"),
+        ({"widths": [5, 5, 0, 5, 5]}, r"got cells .*, widths \[5, 5, 0, 5, 5\]"),
+        ({"strides": [4, 8, 16, 32, 64]}, "a pair of strides for each level"),
+        ({"strides": [(4, 4, 4)] * 5}, "a pair of strides for each level"),
         ({"capacity": 49}, "capacity: expected at least the 50 anchors chosen, got 49"),
     ],
 )
@@ -237,6 +241,13 @@ def test_wrong_arguments_are_named(change: dict, complaint: str, rng: torch.Gene
     options = case.options | {k: v for k, v in change.items() if k not in names}
     with pytest.raises(ValueError, match=complaint):
         proposals(*arguments.values(), **options)
+
+
+def test_gradients_do_not_pass(rng: torch.Generator) -> None:
+    case = Case(rng)
+    case.scores, case.deltas = ([x.requires_grad_() for x in xs] for xs in (case.scores, case.deltas))
+    case.cells = case.cells.requires_grad_()
+    assert not any(x.requires_grad for x in case.run())
 
 
 def test_levels_of_one_dtype(rng: torch.Generator) -> None:

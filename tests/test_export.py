@@ -752,3 +752,48 @@ def test_verbs_with_an_exported_file(
     names = {"{small}": str(small), "x.jpg": str(tmp_path / "x.jpg")}
     assert cli.main([names.get(argument, argument) for argument in arguments]) != 0
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--no-verify", "--data", "x", "--pictures", "y"], "pictures, data: expected with --verify alone"),
+        (["--images", "x"], "images: expected beside --data, got no data set"),
+        (["--pictures", "/nowhere.jpg"], "there is nothing at '/nowhere.jpg'"),
+        (["--data", "/nowhere"], "expected an annotation file or a data set's folder, found nothing at /nowhere"),
+        (["--int8", "/nowhere.jpg"], "there is nothing at '/nowhere.jpg'"),
+    ],
+)
+def test_what_does_not_fit_is_told_before_the_work(
+    given: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def work(*_: Any) -> None:
+        raise AssertionError("it was begun")
+
+    monkeypatch.setattr("trimask.export.onnx.network", work)
+    assert cli.main(["export", "people", str(tmp_path / "x.onnx"), *given]) == 1
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_onnx_runtime_is_looked_for_before_the_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert cli.main(["export", "people", str(tmp_path / "x.onnx")]) == 1
+    assert "Runtime needs ONNX Runtime" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_cannot_be_exported_is_named(tmp_path: Path) -> None:
+    predictor = trimask.Predictor(small_model(CONFIG), device="cpu")
+    with pytest.raises(ValueError, match="weights: expected a MaskRCNN, a file or a name, got Predictor"):
+        to_onnx(predictor, tmp_path / "x.onnx")
+    with pytest.raises(TypeError, match="float"):
+        to_onnx(small_model(CONFIG), tmp_path / "x.onnx", static=(1, 64.5, 64))
+
+
+def test_there_is_no_more_room_than_can_be_filled(tmp_path: Path) -> None:
+    exported = to_onnx(small_model(CONFIG), tmp_path / "x.onnx", max_detections=10**9, masks="none")
+    most = CONFIG.rpn.post_nms * len(CONFIG.class_names)
+    assert exported.about.config.detection.max_detections == most

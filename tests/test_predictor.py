@@ -148,7 +148,9 @@ def closed() -> io.BytesIO:
 
 
 @pytest.mark.parametrize(
-    "bad", [closed(), Broken(), torch.eye(4).to_sparse(), torch.zeros(3, 4, 4, device="meta")], ids=str
+    "bad",
+    [closed(), Broken(), torch.eye(4).to_sparse(), torch.zeros(3, 4, 4, device="meta")],
+    ids=["closed", "broken", "sparse", "meta"],
 )
 @pytest.mark.parametrize("workers", [0, 1])
 def test_what_cannot_be_read_harms_no_other(predictor: Predictor, picture: np.ndarray, bad: Any, workers: int) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import tracemalloc
+from typing import Any
 
 import numpy as np
 import pytest
@@ -399,3 +400,9 @@ def test_sizes_of_pictures_are_whole_numbers() -> None:
         masks_to_rle(
             torch.ones(1, 2, 2), torch.zeros(1, 4), torch.ones(1, 2) * 9.7, rule=PasteRule.TORCHVISION, capacity=4
         )
+
+
+@pytest.mark.parametrize("counts", [[-3, 4], [3.7, 4], [[3, 4]], 7])
+def test_counts_that_are_none_are_refused(counts: Any) -> None:
+    with pytest.raises(ValueError, match="counts: expected whole numbers of at least 0 in a row"):
+        host.encode_runs(counts)

@@ -721,7 +721,7 @@ def test_batch_index_out_of_range(index: float, backend: str, monkeypatch: pytes
     out = host.roi_align([feature], boxes[:, 1:], boxes[:, 0], sampling, channels_last=False)
     assert out[0].all()
     assert not out[1].any()
-    assert not host.roi_pool(feature, boxes[:, 1:], boxes[:, 0], 1.0, (2, 2))[0][1].any()
+    assert not host.roi_pool(feature, boxes[:, 1:], boxes[:, 0], 1.0, (2, 2), False)[0][1].any()
     monkeypatch.setattr("trimask.kernels.roi_pooling._check_images", lambda images, input: None)
     for ratio in (0, 2):
         for mode in ("avg", "max"):
@@ -856,7 +856,7 @@ def test_memory_of_roi_pool_is_bounded(rng: torch.Generator, monkeypatch: pytest
     monkeypatch.setattr(host, "_FORWARD_BYTES", 1 << 20)
     boxes = random_boxes(rng, 2000, 160, 120)
     with Largest() as largest:
-        out, argmax = host.roi_pool(torch.rand(1, 1, 120, 160), boxes[:, 1:], boxes[:, 0], 1.0, (3, 3))
+        out, argmax = host.roi_pool(torch.rand(1, 1, 120, 160), boxes[:, 1:], boxes[:, 0], 1.0, (3, 3), True)
         host.roi_pool_backward(out, argmax, (1, 1, 120, 160))
     assert 0 < largest.bytes <= 1 << 20
 
@@ -880,6 +880,50 @@ def test_gradcheck(rng: torch.Generator, aligned: bool, ratio: int, mode: str, i
     gradcheck(lambda f: roi_pool(f, list(boxes), 2), features[:1])
 
 
+@pytest.mark.filterwarnings("error")  # torch warns of ops that have no gradient of their own
+@pytest.mark.parametrize(("aligned", "ratio"), [(False, 2), (True, 0)])
+def test_gradients_of_gradients(rng: torch.Generator, aligned: bool, ratio: int, interpreted: bool) -> None:
+    features = [
+        torch.randn(2, 1, 6 // s, 8 // s, generator=rng, dtype=torch.float64, requires_grad=True) for s in (1, 2)
+    ]
+    boxes = torch.tensor([[[0.3, 0.2, 3.1, 4.7], [1, 1, 9, 7.5]], [[-2, 3, 4, 6], [0, 0, 1, 1]]])
+    rule = {"sampling_ratio": ratio, "aligned": aligned, "canonical_size": 5, "canonical_level": 1}
+    check = partial(torch.autograd.gradgradcheck, fast_mode=interpreted, nondet_tol=1e-12)
+    check(lambda *maps: pyramid_roi_align(maps, boxes, [1, 2], 2, counts=torch.tensor([2, 1]), **rule), features)
+    check(lambda f: roi_align(f, list(boxes), 2, 1.0, ratio, aligned), features[:1])
+    check(lambda f: roi_pool(f, list(boxes), 2), features[:1])
+    (grad,) = torch.autograd.grad(
+        roi_align(features[0], list(boxes), 2, mode="max").square().sum(), features[0], create_graph=True
+    )
+    with pytest.raises(NotImplementedError, match='expected mode "avg" where a gradient is to have a gradient'):
+        grad.square().sum().backward()
+
+
+def test_the_largest_is_the_same_with_and_without_a_gradient(rng: torch.Generator) -> None:
+    feature = torch.randint(0, 9, (2, 3, 24, 30), generator=rng).float()  # with equal ones
+    feature[0, 1, 4:7, 3:9] = math.nan
+    boxes = random_boxes(rng, 40, 30, 24, images=2)
+    for size in (1, (3, 2)):
+        plain, learned = (roi_pool(x, boxes, size) for x in (feature, feature.clone().requires_grad_()))
+        assert torch.equal(plain.nan_to_num(-7), learned.detach().nan_to_num(-7))
+
+
+@pytest.mark.host
+@pytest.mark.parametrize("op", ["avg", "max", "pool"])
+def test_few_boxes_leave_most_of_a_map_unread(rng: torch.Generator, op: str) -> None:
+    feature = torch.randn(3, 4, 200, 300, generator=rng, requires_grad=True)
+    boxes = torch.tensor([[0, 10, 20, 31, 52.5], [2, -9, 150, 25, 230], [2, 280.5, 3, 299, 20]])
+    other = feature.detach().contiguous(memory_format=torch.channels_last).requires_grad_()
+    with Largest() as largest:
+        outs = [roi_pool(f, boxes, 3) if op == "pool" else roi_align(f, boxes, 3, mode=op) for f in (feature, other)]
+    assert 0 < largest.bytes < feature.nbytes / 10
+    assert torch.equal(*outs)
+    weights = torch.randn(outs[0].shape, generator=rng)
+    assert torch.equal(
+        *(torch.autograd.grad((out * weights).sum(), f)[0] for out, f in zip(outs, (feature, other), strict=True))
+    )
+
+
 @pytest.mark.parametrize("mode", ["avg", "max"])
 def test_opcheck(rng: torch.Generator, mode: str, interpreted: bool) -> None:
     features = [f.requires_grad_() for f in random_pyramid(rng)]
@@ -891,14 +935,15 @@ def test_opcheck(rng: torch.Generator, mode: str, interpreted: bool) -> None:
     for counts in (None, torch.tensor([4, 1])):
         torch.library.opcheck(ops.pyramid_roi_align.default, (features, boxes, counts, scales, thresholds, *rule))
     torch.library.opcheck(ops.roi_align.default, (features[0], flat, images, 0.25, *rule))
-    torch.library.opcheck(ops.roi_pool.default, (features[0], flat, images, 0.25, [2, 3]))
+    torch.library.opcheck(ops.roi_pool.default, (features[0], flat, images, 0.25, [2, 3], True))
     plain = [f.detach() for f in features]
     shapes = [n for f in plain for n in f.shape]
     grad = torch.randn(8, 3, 2, 3, generator=rng)
     torch.library.opcheck(
         ops.roi_align_backward.default, (grad, plain, flat, images, shapes, scales, thresholds, 2, True, mode)
     )
-    _, argmax = ops.roi_pool(plain[0], flat, images, 0.25, [2, 3])
+    _, argmax = ops.roi_pool(plain[0], flat, images, 0.25, [2, 3], True)
+    torch.library.opcheck(ops.roi_pool.default, (plain[0], flat, images, 0.25, [2, 3], False))
     torch.library.opcheck(ops.roi_pool_backward.default, (grad, argmax, list(plain[0].shape)))
 
 
@@ -950,6 +995,28 @@ def test_export_with_any_number_of_boxes(rng: torch.Generator, interpreted: bool
             assert torch.equal(a, b)
 
 
+class PoolOfLists(torch.nn.Module):
+    """Boxes of each image, as torchvision takes them."""
+
+    def forward(self, feature: Tensor, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+        return roi_align(feature, [first, second], 2), roi_pool(feature, [first, second], 2)
+
+
+@pytest.mark.filterwarnings("ignore:.*is deprecated:FutureWarning", "ignore::torch.jit.TracerWarning")
+def test_export_and_trace_of_boxes_in_a_list(rng: torch.Generator) -> None:
+    feature = torch.randn(2, 3, 12, 16, generator=rng)
+    boxes = random_boxes(rng, 12, 16, 12)[:, 1:]
+    n, m = torch.export.Dim("n"), torch.export.Dim("m")
+    example = (feature, boxes[:5], boxes[5:8])
+    exported = torch.export.export(PoolOfLists(), example, dynamic_shapes=(None, {0: n}, {0: m})).module()
+    traced = torch.jit.trace(PoolOfLists(), example)
+    for cut in (2, 8):
+        given = (feature, boxes[:cut], boxes[cut:])
+        for a, b, c in zip(PoolOfLists()(*given), exported(*given), traced(*given), strict=True):
+            assert torch.equal(a, b)
+            assert torch.equal(a, c)
+
+
 @pytest.mark.filterwarnings("ignore:There is a performance drop")
 def test_vmap(rng: torch.Generator) -> None:
     """Torch's fallback loops where it can, and says so where it cannot."""
@@ -968,6 +1035,8 @@ def test_vmap(rng: torch.Generator) -> None:
         ("input", {"input": torch.rand(3, 8, 8)}),
         ("input", {"input": torch.ones(1, 1, 8, 8, dtype=torch.int64)}),
         ("input", {"input": torch.rand(1, 1, 0, 8)}),
+        ("input", {"input": torch.zeros(1, 1, 8, 8, dtype=torch.float8_e4m3fn)}),
+        ("boxes", {"boxes": np.zeros((2, 5))}),
         ("boxes", {"boxes": torch.rand(2, 4)}),
         ("boxes", {"boxes": [torch.rand(2, 5)]}),
         ("boxes", {"boxes": torch.rand(5)}),

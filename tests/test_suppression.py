@@ -671,6 +671,18 @@ def test_compiles_without_a_graph_break(rng: torch.Generator) -> None:
             assert all(map(torch.equal, compiled(boxes, scores, 0.5, max_keep, **options), expected))
 
 
+def test_compiles_for_no_boxes_and_for_what_another_has_kept(rng: torch.Generator) -> None:
+    def twice(boxes: Tensor, scores: Tensor) -> Tensor:
+        kept = nms(boxes, scores, 0.7)
+        return batched_nms(boxes[kept], scores[kept], kept % 2, 0.3)
+
+    torch._dynamo.reset()
+    compiled = torch.compile(twice, fullgraph=True, backend="aot_eager")
+    for size in (5, 7, 0, 1, 9):
+        boxes, scores = (x[0] for x in _segments(rng, size))
+        assert torch.equal(compiled(boxes, scores), twice(boxes, scores))
+
+
 def test_exports_with_a_dynamic_number_of_boxes(rng: torch.Generator) -> None:
     class Keep(torch.nn.Module):
         def forward(self, boxes: Tensor, scores: Tensor) -> tuple[Tensor, ...]:

@@ -120,23 +120,25 @@ class Predicting(ABC):
 
     def _limits(self, score: float | None, max_detections: int | None) -> DetectionConfig:
         """The limits of a call."""
-        return limits(self.config.detection, score, max_detections)
+        return limits(self.config, score, max_detections)
 
     def _lanes(self) -> Callable[[], AbstractContextManager[Any]]:
         """Where to submit batches, one after the other."""
         return nullcontext
 
 
-def limits(config: DetectionConfig, score: float | None, max_detections: int | None) -> DetectionConfig:
-    """The config with another score threshold and capacity, where they are given."""
+def limits(config: MaskRCNNConfig, score: float | None, max_detections: int | None) -> DetectionConfig:
+    """Its limits, with another score threshold and capacity where they are given; no more room than can be filled."""
+    detection = config.detection
     if score is not None:
         if not isinstance(score, Real) or not 0 <= score <= 1:
             raise ValueError(f"score: expected a number in 0..1, got {score!r}")
-        config = replace(config, score_threshold=float(score))
+        detection = replace(detection, score_threshold=float(score))
     if max_detections is not None:
         _check("max_detections", max_detections, 1)
-        config = replace(config, max_detections=int(max_detections))
-    return config
+        most = config.rpn.post_nms * len(config.class_names)
+        detection = replace(detection, max_detections=min(int(max_detections), most))
+    return detection
 
 
 def _check(name: str, number: int, least: int) -> None:

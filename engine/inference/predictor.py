@@ -76,7 +76,7 @@ class Predictor(Predicting):
             if size_multiple < 1 or size_multiple % own:
                 raise ValueError(f"size_multiple: expected a multiple of the model's {own}, got {size_multiple}")
             self.config = replace(self.config, input=replace(self.config.input, size_divisible=size_multiple))
-        self.config = replace(self.config, detection=limits(self.config.detection, score, max_detections))
+        self.config = replace(self.config, detection=limits(self.config, score, max_detections))
         # Where the device makes run lengths, it does so without waiting for the host.
         on_device = self.device.type == "cuda" and use_triton(self.device)
         if capture and not on_device:

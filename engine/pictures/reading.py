@@ -167,6 +167,19 @@ def expand(source: Any, reused: bool = False) -> Iterator[Any]:
         yield source
 
 
+def listed(source: Any) -> list[Any]:
+    """All the pictures that a source stands for, to know before the work that each path leads to a file.
+
+    Raises:
+        FileNotFoundError: one does not.
+    """
+    pictures = list(expand(source))
+    for picture in pictures:
+        if isinstance(picture, (str, os.PathLike)):
+            _files(os.fspath(picture))
+    return pictures
+
+
 def _copied(picture: Any) -> Any:
     """The same picture in memory of its own, where it is one that its owner can write to."""
     if isinstance(picture, (bytearray, memoryview)):
@@ -336,4 +349,4 @@ def read(item: Any, channel_order: str = "rgb") -> Picture:
     raise PictureError(f"expected a path, file, bytes, PIL picture, array or tensor, got {type(item).__name__}")
 
 
-__all__ = ["FORMATS", "SUFFIXES", "Picture", "PictureError", "expand", "is_picture", "read"]
+__all__ = ["FORMATS", "SUFFIXES", "Picture", "PictureError", "expand", "is_picture", "listed", "read"]

@@ -134,6 +134,8 @@ def detect(
 
 def data_set(data: Path, images: Path | None) -> tuple[Path, Path | None]:
     """The annotation file and the folder of its pictures, if it is known."""
+    if not data.exists():
+        raise FileNotFoundError(f"data: expected an annotation file or a data set's folder, found nothing at {data}")
     if not data.is_dir():
         return data, images
     for part in PARTS:

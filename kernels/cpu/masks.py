@@ -149,9 +149,16 @@ def encode_runs(counts: ArrayLike) -> str:
 
     From the fourth on, a count is written as its difference to the count two before it. A number is cut into groups
     of five bits in two's complement, lowest first, as few as keep its sign; a sixth bit says that more follow, and 48
-    makes it a printable character.
+    makes it a printable character. Every run counts, an empty one too: of what `masks_to_rle` gives, pass the
+    first ``lengths`` of a row.
+
+    Raises:
+        ValueError: For counts that are no whole numbers, or negative.
     """
-    runs = np.asarray(counts, np.int64)
+    given = np.asarray(counts)
+    runs = given.astype(np.int64)
+    if runs.ndim != 1 or (runs != given).any() or (runs < 0).any():
+        raise ValueError(f"counts: expected whole numbers of at least 0 in a row, got {counts!r:.80}")
     values = runs.copy()
     values[3:] -= runs[1:-2]
     group = np.arange(_CHARACTERS)

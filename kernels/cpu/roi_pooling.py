@@ -12,7 +12,7 @@ atomically and the order is fixed, so on a CPU every result here is the same on 
 RoIs are taken level by level, those with the most samples first, in chunks whose temporaries are bounded.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from itertools import groupby
@@ -33,7 +33,8 @@ _FORWARD_BYTES = 4 << 20
 _BACKWARD_BYTES = 128 << 20
 _TAP_BYTES = 12
 _SORTED_TAP_BYTES = 40
-_MAX_VALUE_BYTES = 64  # running maxima with their codes, or the indices that scatter a gradient
+_MAX_VALUE_BYTES = 64  # the indices that scatter a gradient
+_CANDIDATE_BYTES = 16  # of a maximum, with what numbers it
 
 
 @dataclass(frozen=True)
@@ -46,9 +47,11 @@ class _Chunk:
     start: Tensor  # [k, 2]
     bins: Tensor  # [k, 2] size of a bin
     samples: Tensor  # [k, 2] of a bin
+    taps: int  # of a bin
 
 
 _Taps = tuple[Tensor, Tensor]  # pixel indices and weights, both [k, bins, T]
+_Read = Callable[[Tensor], tuple[Tensor, Tensor]]  # of indices of pixels: rows with them, and the indices in these
 
 
 def roi_align(
@@ -57,7 +60,8 @@ def roi_align(
     """Pool each RoI from one level of a pyramid.
 
     Args:
-        features: `[N, C, H_l, W_l]` for each level; read without a copy where they are channels_last.
+        features: `[N, C, H_l, W_l]` for each level. Where they are not channels_last, few RoIs have the pixels copied
+            that they read, many have all.
         boxes: `[K, 4]` xyxy in pixels of the picture.
         images: `[K]`, which image; RoIs of images outside 0..N-1 give zeros, as those that are not finite do.
         sampling: Where the samples lie, and what is made of them.
@@ -71,14 +75,18 @@ def roi_align(
     k = len(boxes)
     out = features[0].new_empty((k, h * w, c) if channels_last else (k, c, h * w))
     if out.numel():
-        size = out.element_size() if sampling.mode == "avg" else _MAX_VALUE_BYTES
+        size = out.element_size() if sampling.mode == "avg" else _CANDIDATE_BYTES
         shapes = [feature.shape for feature in features]
         chunks, invalid = _plan(boxes, images, shapes, out.dtype, sampling, c * size, _TAP_BYTES, _FORWARD_BYTES)
         for level, group in groupby(chunks, attrgetter("level")):
-            pixels = _pixels(features[level])
-            for chunk in group:
+            of_level = list(group)
+            read = _reader(features[level], h * w * sum(chunk.taps * len(chunk.rows) for chunk in of_level))
+            for chunk in of_level:
                 y, x = _taps(chunk, shapes[level], sampling)
-                values = _weighted_sum(pixels, y, x) if sampling.mode == "avg" else _sampled_max(pixels, chunk, y, x)[0]
+                if sampling.mode == "avg":
+                    values = _weighted_sum(read, y, x)
+                else:
+                    values, _ = _sampled_max(read, chunk, y, x, numbered=False)
                 values = values.view(-1, h * w, c)
                 # A bin with no sample in the picture is zero, even where its taps of weight 0 met a NaN.
                 seen = (y[1].any(-1)[:, :, None] & x[1].any(-1)[:, None]).flatten(1)  # [k, h * w]
@@ -122,7 +130,7 @@ def roi_align_backward(
             if average:
                 plane = _average_gradient(rows, group, shapes[level], sampling)
             else:
-                plane = _max_gradient(rows, group, _pixels(features[level]), shapes[level], sampling)
+                plane = _max_gradient(rows, list(group), features[level], sampling)
             planes[level] = plane.to(grad.dtype)
     return [
         planes[level].view(n, h, w, c) if level in planes else grad.new_zeros(n, h, w, c)
@@ -140,14 +148,15 @@ def _average_gradient(rows: Tensor, chunks: Iterable[_Chunk], shape: Sequence[in
     return reduce(Tensor.add_, parts)
 
 
-def _max_gradient(
-    rows: Tensor, chunks: Iterable[_Chunk], pixels: Tensor, shape: Sequence[int], sampling: Sampling
-) -> Tensor:
+def _max_gradient(rows: Tensor, chunks: Sequence[_Chunk], feature: Tensor, sampling: Sampling) -> Tensor:
     """Of one level, `[N * H * W, C]`, from the gradients of all bins, `[K * h * w, C]`."""
-    plane = rows.new_zeros(pixels.shape)
+    n, c, h, w = feature.shape
+    plane = rows.new_zeros(n * h * w, c)
+    bins = sampling.output_size[0] * sampling.output_size[1]
+    read = _reader(feature, bins * sum(chunk.taps * len(chunk.rows) for chunk in chunks))
     for chunk in chunks:
-        y, x = _taps(chunk, shape, sampling)
-        _, numbers = _sampled_max(pixels, chunk, y, x)
+        y, x = _taps(chunk, feature.shape, sampling)
+        _, numbers = _sampled_max(read, chunk, y, x, numbered=True)
         _scatter_corners(plane, rows[_bins(chunk, sampling)], numbers, y, x)
     return plane
 
@@ -173,6 +182,23 @@ def _pixels(feature: Tensor) -> Tensor:
             # Torch transposes matrices, and nothing of more dimensions, by blocks: 2.5 times faster where H * W is 2^n.
             rows.copy_(image.flatten(1).t())
     return pixels.view(-1, c)
+
+
+def _reader(feature: Tensor, wanted: int) -> _Read:
+    """What gives pixels of a map as rows, `[P, C]`: all, or where few are wanted of NCHW memory, these alone."""
+    n, _, h, w = feature.shape
+    if 4 * wanted >= n * h * w or feature.is_contiguous(memory_format=torch.channels_last):
+        pixels = _pixels(feature)
+        return lambda index: (pixels, index)
+    planes = feature.detach().flatten(2)
+
+    def read(index: Tensor) -> tuple[Tensor, Tensor]:
+        places, index = index.unique(return_inverse=True)
+        places = places.long()
+        image = torch.div(places, h * w, rounding_mode="floor")
+        return planes[image, :, places - image * (h * w)], index
+
+    return read
 
 
 def _plan(
@@ -217,9 +243,10 @@ def _plan(
         while begin < end:
             step = sorted_steps[begin]
             taps = step + 1 if sampling.adaptive else 2 * step
-            bytes_ = h * w * (bin_bytes + tap_bytes * taps * taps) + (h + w) * _TAP_BYTES * step * taps
+            value_bytes = bin_bytes * (step if sampling.mode == "max" else 1)  # a line of samples at a time
+            bytes_ = h * w * (value_bytes + tap_bytes * taps * taps) + (h + w) * _TAP_BYTES * step * taps
             rows = order[begin : min(end, begin + max(1, budget // bytes_))]
-            chunks.append(_Chunk(level, rows, images[rows].long(), start[rows], bins[rows], samples[rows]))
+            chunks.append(_Chunk(level, rows, images[rows].long(), start[rows], bins[rows], samples[rows], taps * taps))
             begin += len(rows)
     return chunks, order[begin:]
 
@@ -292,9 +319,10 @@ def _bags(y: _Taps, x: _Taps) -> tuple[Tensor, Tensor]:
     return (yi + xi).flatten(0, 2), (yw * xw).flatten(0, 2)
 
 
-def _weighted_sum(pixels: Tensor, y: _Taps, x: _Taps) -> Tensor:
+def _weighted_sum(read: _Read, y: _Taps, x: _Taps) -> Tensor:
     """Every bin, `[k * h * w, C]`."""
     index, weight = _bags(y, x)
+    pixels, index = read(index)
     return F.embedding_bag(index, pixels, per_sample_weights=weight.to(pixels.dtype), mode="sum")
 
 
@@ -315,36 +343,52 @@ def _transposed_sum(rows: Tensor, bins: Tensor, y: _Taps, x: _Taps, count: int) 
     )
 
 
-def _running_max(candidates: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
-    """The largest of the candidates, NaN if one is, and its number, int32; the first among equals, or NaNs."""
-    rest = iter(candidates)
-    best = next(rest)
-    numbers = torch.zeros(best.shape, dtype=torch.int32, device=best.device)
-    for number, candidate in enumerate(rest, 1):
-        larger = torch.maximum(best, candidate)
-        numbers.masked_fill_((larger != best) & (best == best), number)
+def _largest(blocks: Iterable[Tensor], numbered: bool) -> tuple[Tensor, Tensor]:
+    """The largest of candidates that come in blocks `[k, bins, S, C]`, NaN if one is, `[k, bins, C]`.
+
+    With it, where it is to be numbered, its number among all of them, int32; the first among equals, or NaNs.
+    """
+    best, numbers, before = None, torch.empty(0), 0
+    for block in blocks:
+        value = number = block.amax(2)
+        if numbered:  # torch's max with indices takes as long for each candidate as all of this
+            there = block == value[:, :, None]
+            if value.isnan().any():
+                there |= block.isnan()
+            after = before + block.shape[2]
+            order = torch.arange(before, after, dtype=torch.int32, device=block.device)[:, None]
+            number = torch.where(there, order, after).amin(2)
+            before = after
+        if best is None:
+            best, numbers = value, number
+            continue
+        larger = torch.maximum(best, value)
+        if numbered:
+            numbers = torch.where((larger != best) & (best == best), number, numbers)
         best = larger
+    assert best is not None
     return best, numbers
 
 
-def _sampled_max(pixels: Tensor, chunk: _Chunk, y: _Taps, x: _Taps) -> tuple[Tensor, Tensor]:
+def _sampled_max(read: _Read, chunk: _Chunk, y: _Taps, x: _Taps, numbered: bool) -> tuple[Tensor, Tensor]:
     """The largest sample of each bin and its number in row-major order, both `[k, h * w, C]`."""
+    k, h, w = len(chunk.rows), y[0].shape[1], x[0].shape[1]
+    steps = x[0].shape[2] // 2
     samples_x, samples_y = chunk.samples[:, :, None, None].unbind(1)  # [k, 1, 1]
-    bins = y[0].shape[1] * x[0].shape[1]
+    columns = x[0].reshape(k, w * steps, 2), x[1].reshape(k, w * steps, 2)
 
-    def samples() -> Iterator[Tensor]:
+    def lines() -> Iterator[Tensor]:
         # Where some are passed over, those looked at reach beyond the picture too, so the zeros there are not missed.
         for i in range(y[0].shape[2] // 2):
-            for j in range(x[0].shape[2] // 2):
-                corners = [(t[0][..., 2 * s : 2 * s + 2], t[1][..., 2 * s : 2 * s + 2]) for t, s in ((y, i), (x, j))]
-                values = _weighted_sum(pixels, *corners).view(len(chunk.rows), bins, -1)
-                (wy, wx) = (pair[1].any(-1) for pair in corners)
-                seen = (wy[:, :, None] & wx[:, None]).flatten(1)  # [k, h * w]
-                if not seen.all():
-                    values.masked_fill_(~seen[..., None], 0.0)
-                yield values.masked_fill_((i >= samples_y) | (j >= samples_x), -torch.inf)
+            line = y[0][..., 2 * i : 2 * i + 2], y[1][..., 2 * i : 2 * i + 2]
+            values = _weighted_sum(read, line, columns).view(k, h * w, steps, -1)
+            seen = (line[1].any(-1)[:, :, None] & columns[1].any(-1)[:, None]).view(k, h * w, steps)
+            if not seen.all():
+                values.masked_fill_(~seen[..., None], 0.0)
+            there = (i < samples_y) & (torch.arange(steps, device=values.device) < samples_x)  # [k, 1, steps]
+            yield values if there.all() else values.masked_fill_(~there[..., None], -torch.inf)
 
-    return _running_max(samples())
+    return _largest(lines(), numbered)
 
 
 def _scatter_corners(plane: Tensor, grad: Tensor, numbers: Tensor, y: _Taps, x: _Taps) -> None:
@@ -374,7 +418,7 @@ def _choose(y: Tensor, x: Tensor, chosen: tuple[Tensor, Tensor]) -> tuple[Tensor
 
 
 def roi_pool(
-    feature: Tensor, boxes: Tensor, images: Tensor, scale: float, output_size: Sequence[int]
+    feature: Tensor, boxes: Tensor, images: Tensor, scale: float, output_size: Sequence[int], numbered: bool
 ) -> tuple[Tensor, Tensor]:
     """The largest pixel of each bin, with box corners and bin edges rounded to pixels (Fast R-CNN).
 
@@ -384,6 +428,7 @@ def roi_pool(
         images: `[K]`, which image; RoIs of images outside 0..N-1 give zeros, as those that are not finite do.
         scale: Feature pixels per picture pixel.
         output_size: Bins, height and width.
+        numbered: Whether the rows are wanted, without which they are empty.
 
     Returns:
         values `[K, C, h, w]`, and the rows int64 `[K, C, h, w]` that they have among the pixels `[N * H * W]`; 0 and -1
@@ -393,7 +438,7 @@ def roi_pool(
     h, w = output_size
     k = len(boxes)
     out = feature.new_empty(k, c, h * w)
-    argmax = torch.empty(out.shape, dtype=torch.int64, device=out.device)
+    argmax = torch.empty(out.shape if numbered else (0, c, h * w), dtype=torch.int64, device=out.device)
     if out.numel():
         corners = boxes.to(_wide(feature.dtype)) * scale
         valid = corners.abs().sum(1).isfinite() & (images >= 0) & (images < n)
@@ -411,10 +456,14 @@ def roi_pool(
         empty = empty.flatten(1)[..., None]  # [k, h * w, 1]
         first_line = torch.where(valid, images, 0).long()[:, None, None] * height
 
-        pixels = _pixels(feature)
         steps = torch.stack([(bottom - top).amax(1), (right - left).amax(1)], 1).clamp(min=1)  # [k, 2]
-        bytes_ = h * w * _MAX_VALUE_BYTES * (c + int(steps.max()))
-        for rows in steps.amax(1).argsort(descending=True, stable=True).split(max(1, _FORWARD_BYTES // bytes_)):
+        read = _reader(feature, h * w * int(steps.prod(1).sum()))
+        line_bytes = h * w * c * _CANDIDATE_BYTES
+        order = steps.amax(1).argsort(descending=True, stable=True)
+        while len(order):
+            most_y, most_x = steps[order[0]].tolist()
+            part = max(1, _FORWARD_BYTES // (line_bytes * most_y * most_x))
+            rows, order = order[:part], order[part:]
             steps_y, steps_x = steps[rows].amax(0).tolist()
             # Past the end of a bin its last pixel is read again, which changes no maximum.
             line = top[rows, :, None] + torch.arange(steps_y, device=out.device)
@@ -422,16 +471,21 @@ def roi_pool(
             column = left[rows, :, None] + torch.arange(steps_x, device=out.device)
             column = torch.minimum(column, (right[rows, :, None] - 1).clamp(min=0))  # [k, w, steps_x]
             line *= width
-            values, numbers = _running_max(
-                pixels[(line[:, :, None, i] + column[:, None, :, j]).flatten(1)]
-                for i in range(steps_y)
-                for j in range(steps_x)
-            )
-            chosen_line, chosen_column = _choose(line, column, _of_number(numbers, steps_x))
-            rows_of_max = (chosen_line + chosen_column).masked_fill_(empty[rows], -1)
+            lines = max(1, _FORWARD_BYTES // (len(rows) * line_bytes * steps_x))
+            values, numbers = _largest((_window(read, part, column) for part in line.split(lines, 2)), numbered)
             out.index_copy_(0, rows, values.masked_fill_(empty[rows], 0.0).transpose(1, 2))
-            argmax.index_copy_(0, rows, rows_of_max.transpose(1, 2))
-    return out.view(k, c, h, w), argmax.view(k, c, h, w)
+            if numbered:
+                chosen_line, chosen_column = _choose(line, column, _of_number(numbers, steps_x))
+                rows_of_max = (chosen_line + chosen_column).masked_fill_(empty[rows], -1)
+                argmax.index_copy_(0, rows, rows_of_max.transpose(1, 2))
+    return out.view(k, c, h, w), argmax.view(len(argmax), c, h, w)
+
+
+def _window(read: _Read, lines: Tensor, columns: Tensor) -> Tensor:
+    """The pixels of every bin, `[k, h * w, Sy * Sx, C]`, in lines `[k, h, Sy]` and columns `[k, w, Sx]`."""
+    index = (lines[:, :, None, :, None] + columns[:, None, :, None]).flatten(3).flatten(1, 2)
+    pixels, places = read(index)
+    return pixels.index_select(0, places.flatten()).view(*index.shape, pixels.shape[1])
 
 
 def _round_half_away(x: Tensor) -> Tensor:
