@@ -20,7 +20,7 @@ from ..kernels.reference import masks as reference_masks
 from ..kernels.reference import roi_pooling as reference_pooling
 from ..kernels.reference import suppression as reference_suppression
 from ..kernels.rle import masks_to_rle
-from ..kernels.roi_pooling import pyramid_roi_align
+from ..kernels.roi_pooling import pyramid_roi_align, roi_align, roi_pool
 from ..kernels.suppression import nms, segmented_nms
 from . import cases
 from .comparison import NEEDS_A_GPU, Comparison, Planned, affordable, bounded
@@ -59,6 +59,8 @@ def plan(quick: bool) -> Iterator[tuple[str, str, float, Make]]:
     """Subject, name and cost in seconds of every case, and what makes its comparison."""
     for case in cases.roi_align_cases(quick):
         yield "roi_align", case.name, case.seconds, partial(_roi_align, case)
+    for map_case in cases.map_cases(quick):
+        yield "roi_pool" if map_case.maximum else "roi_align", map_case.name, map_case.seconds, partial(_map, map_case)
     for nms_case in cases.nms_cases(quick):
         yield "nms", nms_case.name, nms_case.seconds, partial(_nms, nms_case)
     for level_case in cases.level_cases(quick):
@@ -146,6 +148,30 @@ def _roi_align(case: cases.RoIAlignCase) -> Comparison:
         * case.dtype.itemsize,
         operations=case.operations,
         variable=variable,
+    )
+
+
+def _map(case: cases.MapCase) -> Comparison:
+    planar, boxes = case.feature(), torch.nn.functional.pad(case.boxes(), (1, 0))
+    last = planar.to(memory_format=torch.channels_last)
+    options = (case.output, 1 / case.stride) if case.maximum else (case.output, 1 / case.stride, 2)
+    ours = roi_pool if case.maximum else roi_align
+    theirs = ops and (ops.roi_pool if case.maximum else ops.roi_align)
+
+    def disagreement(expected: Tensor, got: Tensor) -> str:
+        error = float((expected - got).abs().max())
+        return "" if error <= (0.0 if case.maximum else 1e-4) else f"off by {error:.1e}"
+
+    return Comparison(
+        "roi_pool" if case.maximum else "roi_align",
+        case.name,
+        {
+            "torchvision": partial(theirs, planar, boxes, *options) if ops else None,
+            "trimask, NCHW": partial(ours, planar, boxes, *options),
+            "trimask, channels_last": partial(ours, last, boxes, *options),
+        },
+        disagreement,
+        absent={TRITON: NEEDS_A_GPU},
     )
 
 

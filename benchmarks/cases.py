@@ -23,12 +23,14 @@ __all__ = [
     "RECORDED",
     "DetectionCase",
     "LevelCase",
+    "MapCase",
     "MaskCase",
     "NMSCase",
     "Recording",
     "RoIAlignCase",
     "detection_cases",
     "level_cases",
+    "map_cases",
     "mask_cases",
     "nms_cases",
     "recording",
@@ -188,6 +190,51 @@ class NMSCase:
     def scores(self) -> Tensor:
         """float32 [count]."""
         return torch.rand(self.count, generator=torch.Generator().manual_seed(1))
+
+
+@dataclass(frozen=True)
+class MapCase:
+    """RoIs of a picture of (height, width) on one map: of stride 16 as of models without a pyramid, or fine.
+
+    Attributes:
+        maximum: RoIPool; else RoIAlign with two samples.
+        stride: picture pixels per pixel of the map.
+    """
+
+    count: int
+    maximum: bool
+    channels: int = 256
+    output: int = 7
+    stride: int = 16
+    size: tuple[int, int] = (800, 1344)
+
+    @property
+    def name(self) -> str:
+        height, width = (side // self.stride for side in self.size)
+        return f"{self.count} RoIs x {self.channels} x {self.output} x {self.output}, one map of {height} x {width}"
+
+    @property
+    def seconds(self) -> float:
+        return 4e-8 * self.count * self.channels * self.output**2 + 0.1
+
+    def feature(self) -> Tensor:
+        """`[1, C, h, w]`, rows of a channel one after the other."""
+        height, width = (side // self.stride for side in self.size)
+        return torch.randn(1, self.channels, height, width, generator=torch.Generator().manual_seed(0))
+
+    def boxes(self) -> Tensor:
+        """float32 [count, 4]."""
+        return proposals(self.count, torch.Generator().manual_seed(0), self.count, 0.1, self.size)
+
+
+def map_cases(quick: bool) -> Iterator[MapCase]:
+    """Few and many RoIs: a map is worth turning to channels_last for many alone."""
+    if quick:
+        yield from (MapCase(20, maximum, 8, size=(160, 192)) for maximum in (False, True))
+        return
+    for maximum in (False, True):
+        yield from (MapCase(count, maximum) for count in (100, 1000))
+        yield from (MapCase(count, maximum, stride=4) for count in (1, 10))
 
 
 def nms_cases(quick: bool) -> Iterator[NMSCase]:

@@ -60,20 +60,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _as_a_command() -> Iterator[None]:
     """SIGTERM, by which schedulers and containers stop what they run, is as Ctrl-C; a warning is a line of its own."""
 
-    def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
-        kind = "" if category is UserWarning else f"{category.__name__}: "
-        sys.stderr.write(f"trimask: {kind}{message}\n")
+    def show(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: Any, **__: Any) -> None:
+        place = "" if category is UserWarning else f" ({category.__name__} at {filename}:{lineno})"
+        sys.stderr.write(f"trimask: {message}{place}\n")
 
-    before = None
-    if threading.current_thread() is threading.main_thread():
-        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    alone = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler) if alone else None
     with warnings.catch_warnings():
         warnings.showwarning = show
         try:
             yield
         finally:
-            if before is not None:
-                signal.signal(signal.SIGTERM, before)
+            if alone:
+                signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 def _advice(error: Exception) -> str:

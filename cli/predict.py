@@ -78,7 +78,10 @@ def run(options: argparse.Namespace) -> int:
         check_folder(output)
     sources = list(expand(options.sources))
     if output:  # which may be the folder of the pictures, with overlays that an earlier call has left among them
-        sources = [x for x in sources if str(x) in options.sources or not _is_overlay(Path(x), output)]
+        asked = {Path(source) for source in options.sources}
+        sources = [x for x in sources if not _is_overlay(Path(x), output) or Path(x) in asked]
+        if not sources:
+            raise ValueError(f"expected pictures, got nothing in {output} but the overlays of an earlier call")
     predictor = load_any(options, max_detections=options.max_detections, resize=options.resize)
     if output:
         output.mkdir(parents=True, exist_ok=True)

@@ -53,7 +53,7 @@ def add(verbs: Verbs) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # torch's tracer complains where there is no GPU
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # torch's tracer complains where there is no GPU
     from ..benchmarks.machine import environment
     from ..engine.inference.profiling import draw_chart, profile, write_trace
 

@@ -34,6 +34,7 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
         torch.ops.aten.sort.stable: _stable_sort,
         torch.ops.trimask.segmented_nms.default: _segmented_nms,
         torch.ops.trimask.roi_align.default: _single_roi_align,
+        torch.ops.trimask.flat_roi_align.default: _flat_roi_align,
         torch.ops.trimask.pyramid_roi_align.default: _pyramid_roi_align,
         torch.ops.trimask.pool_live.default: _pool_live,
     }
@@ -72,7 +73,7 @@ def _segmented_nms(
         else op.Reshape(max_keep, op.Constant(value_ints=[1]))
     )
     rows = op.Gather(op.Shape(scores), op.Constant(value_int=1))
-    boxes, scores = op.Cast(boxes, to=FLOAT), op.Cast(scores, to=FLOAT)
+    boxes, scores = _as_float(boxes), _as_float(scores)
     nothing = op.Constant(value_float=-math.inf)
     if counts is not None:
         index = op.Range(op.Constant(value_int=0), rows, op.Constant(value_int=1))
@@ -80,6 +81,7 @@ def _segmented_nms(
         scores = op.Where(there, scores, nothing)
     by_class = op.Unsqueeze(scores, op.Constant(value_ints=[1]))  # [S, classes, N]
     if labels is not None:
+        labels = _as_float(labels) if labels.dtype.is_floating_point() else op.Cast(labels, to=INT64)
         different, _, _, _ = op.Unique(labels)
         kinds = op.Unsqueeze(different, op.Constant(value_ints=[0, 2]))
         by_class = op.Where(op.Equal(op.Unsqueeze(labels, op.Constant(value_ints=[1])), kinds), by_class, nothing)
@@ -99,6 +101,10 @@ def _segmented_nms(
     return op.Where(there, index, op.Constant(value_int=-1)), count
 
 
+def _as_float(x: Any) -> Any:
+    return x if x.dtype == FLOAT else op.Cast(x, to=FLOAT)
+
+
 def _single_roi_align(
     input: Any,
     boxes: Any,
@@ -109,8 +115,26 @@ def _single_roi_align(
     aligned: bool,
     mode: str,
 ) -> Any:
-    rois, images = op.Cast(boxes, to=FLOAT), op.Cast(images, to=INT64)
+    rois, images = _as_float(boxes), op.Cast(images, to=INT64)
     return op.CastLike(_roi_align(input, rois, images, scale, output_size, sampling_ratio, aligned, mode), input)
+
+
+def _flat_roi_align(
+    features: Sequence[Any],
+    boxes: Any,
+    images: Any,
+    scales: Sequence[float],
+    thresholds: Sequence[float],
+    output_size: Sequence[int],
+    sampling_ratio: int,
+    aligned: bool,
+    mode: str,
+) -> Any:
+    rois, images, rule = _as_float(boxes), op.Cast(images, to=INT64), (output_size, sampling_ratio, aligned, mode)
+    if len(features) == 1:
+        return _single_roi_align(features[0], boxes, images, scales[0], *rule)
+    pooled = _from_own_level(features, rois, images, _levels(rois, thresholds), scales, *rule)
+    return op.CastLike(pooled, features[0])
 
 
 def _pool_live(
@@ -144,8 +168,24 @@ def _pyramid_roi_align(
     aligned: bool,
     mode: str,
 ) -> Any:
-    """Every RoI from every level, empty where it does not belong: no shape depends on the data."""
     rois, images, level = _rois(boxes, counts, thresholds)
+    pooled = _from_own_level(features, rois, images, level, scales, output_size, sampling_ratio, aligned, mode)
+    shape = op.Concat(op.Shape(boxes, start=0, end=2), op.Shape(pooled, start=1, end=4), axis=0)
+    return op.CastLike(op.Reshape(pooled, shape), features[0])
+
+
+def _from_own_level(
+    features: Sequence[Any],
+    rois: Any,
+    images: Any,
+    level: Any,
+    scales: Sequence[float],
+    output_size: Sequence[int],
+    sampling_ratio: int,
+    aligned: bool,
+    mode: str,
+) -> Any:
+    """Every RoI from every level, empty where it does not belong: no shape depends on the data."""
     zero = op.Constant(value_float=0.0)
     parts = []
     for i, (feature, scale) in enumerate(zip(features, scales, strict=True)):
@@ -153,9 +193,7 @@ def _pyramid_roi_align(
         own = op.Where(op.Unsqueeze(here, op.Constant(value_ints=[1])), rois, zero)
         part = _roi_align(feature, own, images, scale, output_size, sampling_ratio, aligned, mode)
         parts.append(op.Where(op.Unsqueeze(here, op.Constant(value_ints=[1, 2, 3])), part, zero))
-    pooled = op.Sum(*parts)
-    shape = op.Concat(op.Shape(boxes, start=0, end=2), op.Shape(pooled, start=1, end=4), axis=0)
-    return op.CastLike(op.Reshape(pooled, shape), features[0])
+    return op.Sum(*parts)
 
 
 def _rois(boxes: Any, counts: Any, thresholds: Sequence[float]) -> tuple[Any, Any, Any]:
@@ -163,20 +201,24 @@ def _rois(boxes: Any, counts: Any, thresholds: Sequence[float]) -> tuple[Any, An
     shape = op.Shape(boxes, start=0, end=2)
     first, step = op.Constant(value_int=0), op.Constant(value_int=1)
     number = op.Unsqueeze(op.Range(first, op.Gather(shape, first), step), op.Constant(value_ints=[1]))  # [B, 1]
-    rois = op.Reshape(boxes, op.Constant(value_ints=[-1, 4]))
+    rois = op.Reshape(_as_float(boxes), op.Constant(value_ints=[-1, 4]))
     images = op.Reshape(op.Expand(number, shape), op.Constant(value_ints=[-1]))
     level = op.Mul(images, op.Constant(value_int=0))
     if len(thresholds) > 1:
-        low, high = op.Split(rois, axis=1, num_outputs=2)
-        sides = op.Max(op.Sub(high, low), op.Constant(value_float=0.0))
-        root = op.Sqrt(op.ReduceProd(sides, op.Constant(value_ints=[1]), keepdims=1))  # [B * R, 1]
-        above = op.GreaterOrEqual(root, op.Constant(value_floats=list(thresholds[1:])))
-        level = op.ReduceSum(op.Cast(above, to=INT64), op.Constant(value_ints=[1]), keepdims=0)
+        level = _levels(rois, thresholds)
     if counts is not None:
         index = op.Range(first, op.Gather(shape, step), step)
         there = op.Less(index, op.Unsqueeze(op.Cast(counts, to=INT64), op.Constant(value_ints=[1])))
         level = op.Where(op.Reshape(there, op.Constant(value_ints=[-1])), level, op.Constant(value_int=-1))
     return rois, images, level
+
+
+def _levels(rois: Any, thresholds: Sequence[float]) -> Any:
+    low, high = op.Split(rois, axis=1, num_outputs=2)
+    sides = op.Max(op.Sub(high, low), op.Constant(value_float=0.0))
+    root = op.Sqrt(op.ReduceProd(sides, op.Constant(value_ints=[1]), keepdims=1))  # [B * R, 1]
+    above = op.GreaterOrEqual(root, op.Constant(value_floats=list(thresholds[1:])))
+    return op.ReduceSum(op.Cast(above, to=INT64), op.Constant(value_ints=[1]), keepdims=0)
 
 
 def _roi_align(
@@ -189,6 +231,8 @@ def _roi_align(
     aligned: bool,
     mode: str,
 ) -> Any:
+    if mode != "avg":  # ONNX Runtime's own is another, and says so
+        raise NotImplementedError(f'roi_align: expected mode "avg", which alone is exported, got {mode!r}')
     return op.RoiAlign(
         op.Cast(feature, to=FLOAT),  # half precision would round the coordinates too
         rois,

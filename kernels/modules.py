@@ -3,11 +3,9 @@
 import math
 from collections.abc import Mapping, Sequence
 
-import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 
-from .roi_pooling import pyramid_roi_align, roi_align, roi_pool
+from .roi_pooling import check_features, flat_roi_align, level_thresholds, pair, roi_align, roi_pool, split_boxes
 
 __all__ = ["MultiScaleRoIAlign", "RoIAlign", "RoIPool"]
 
@@ -47,7 +45,7 @@ class RoIPool(nn.Module):
 
 
 class MultiScaleRoIAlign(nn.Module):
-    """:func:`.pyramid_roi_align` of lists of boxes, as ``torchvision.ops.MultiScaleRoIAlign``.
+    """RoIAlign over a feature pyramid of lists of boxes, as ``torchvision.ops.MultiScaleRoIAlign``.
 
     Args:
         featmap_names: which of the maps to pool from, the finest first.
@@ -76,38 +74,38 @@ class MultiScaleRoIAlign(nn.Module):
     ) -> Tensor:
         """
         Args:
-            x: maps `[B, C, H_l, W_l]` by name.
+            x: maps `[B, C, H_l, W_l]` by name; in their order, the finest first.
             boxes: `[L, 4]` xyxy in pixels for each image.
             image_shapes: (height, width) of each image in the batch, without its padding.
 
         Returns:
-            `[K, C, h, w]`, K boxes in all; differentiable with respect to the maps.
+            `[K, C, h, w]`, contiguous, K boxes in all; differentiable with respect to the maps.
 
         Raises:
-            ValueError: no map of those names, or what :func:`.pyramid_roi_align` raises.
+            ValueError: no map of those names, or maps, boxes and shapes that do not fit each other.
         """
         features = [feature for name, feature in x.items() if name in self.featmap_names]
         if not features:
             raise ValueError(f"x: expected maps named {', '.join(self.featmap_names)}, got {', '.join(x) or 'none'}")
-        if not len(boxes) == len(image_shapes) == len(features[0]):
+        check_features(features)
+        if not image_shapes or len(boxes) != len(image_shapes):
             raise ValueError(
-                f"boxes, image_shapes: expected one each for {len(features[0])} images, "
-                f"got {len(boxes)} and {len(image_shapes)}"
+                f"boxes, image_shapes: expected one each for every image, got {len(boxes)} and {len(image_shapes)}"
             )
         # The powers of two that come closest to the sizes, as torchvision has it: maps are rounded up.
         height = max(height for height, _ in image_shapes)
         strides = [2.0 ** round(math.log2(height / feature.shape[2])) for feature in features]
-        pooled = pyramid_roi_align(
-            features,
-            pad_sequence(list(boxes), batch_first=True, padding_value=torch.nan),  # of which nothing is read
-            strides,
-            self.output_size,
-            sampling_ratio=self.sampling_ratio,
-            aligned=False,
-            canonical_size=self.canonical_scale,
-            canonical_level=self.canonical_level,
+        if sorted(strides) != strides:
+            raise ValueError(f"x: expected the finest map first, got strides {strides}")
+        octaves = [
+            strides[0] * 2**level for level in range(len(strides))
+        ]  # a map of another stride has this one's part
+        thresholds = level_thresholds(octaves, self.canonical_scale, self.canonical_level)
+        corners, images = split_boxes(boxes, features[0])
+        scales = [1 / stride for stride in strides]
+        return flat_roi_align(
+            features, corners, images, scales, thresholds, pair(self.output_size), self.sampling_ratio, False, "avg"
         )
-        return torch.cat([rows[: len(own)] for rows, own in zip(pooled, boxes, strict=True)])
 
     def extra_repr(self) -> str:
         return (

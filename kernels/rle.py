@@ -102,7 +102,7 @@ def masks_to_rle(
         raise ValueError(f"capacity: expected an int of at least 0, got {capacity}")
     arguments = (rule.padding, rule.integer_boxes, rule.threshold, rule.inclusive, capacity)
     if not isinstance(sizes, Tensor):
-        if len(sizes) != 2 or not all(isinstance(side, Integral) for side in sizes):
+        if len(sizes) != 2 or not all(isinstance(side, (Integral, torch.SymInt)) for side in sizes):
             raise ValueError(f"sizes: expected a height and a width, or a tensor [N, 2], got {tuple(sizes)}")
         height, width = sizes
         if height < 0 or width < 0:

@@ -123,18 +123,52 @@ def _roi_align(
     aligned: bool,
     mode: str,
 ) -> Tensor:
-    _check_images(images, input)
-    sampling = Sampling([scale], [0.0], output_size, sampling_ratio, aligned, mode)
-    if use_triton(input.device):
-        from .gpu.roi_align import roi_align
-
-        return roi_align([input], boxes, images, None, sampling, channels_last=False)
-    return _host.roi_align([input], boxes, images, sampling, channels_last=False)
+    return _pooled([input], boxes, images, Sampling([scale], [0.0], output_size, sampling_ratio, aligned, mode))
 
 
 @_roi_align.register_fake
 def _(input: Tensor, boxes: Tensor, images: Tensor, scale: float, output_size: Sequence[int], *_: Any) -> Tensor:
     return input.new_empty(boxes.shape[0], input.shape[1], *output_size)
+
+
+@register("trimask::flat_roi_align")
+def flat_roi_align(
+    features: Sequence[Tensor],
+    boxes: Tensor,
+    images: Tensor,
+    scales: Sequence[float],
+    thresholds: Sequence[float],
+    output_size: Sequence[int],
+    sampling_ratio: int,
+    aligned: bool,
+    mode: str,
+) -> Tensor:
+    """`roi_align` of several levels: an op of its own, since torch maps none that takes a list (`vmap`)."""
+    sampling = Sampling(scales, thresholds, output_size, sampling_ratio, aligned, mode)
+    return _pooled(features, boxes, images, sampling)
+
+
+@flat_roi_align.register_fake
+def _(
+    features: Sequence[Tensor],
+    boxes: Tensor,
+    images: Tensor,
+    scales: Sequence[float],
+    thresholds: Sequence[float],
+    output_size: Sequence[int],
+    *_: Any,
+) -> Tensor:
+    return features[0].new_empty(boxes.shape[0], features[0].shape[1], *output_size)
+
+
+def _pooled(features: Sequence[Tensor], boxes: Tensor, images: Tensor, sampling: Sampling) -> Tensor:
+    """Boxes `[K, 4]` of the images `[K]`: `[K, C, h, w]`."""
+    _check_images(images, features[0])
+    if use_triton(features[0].device):
+        from .gpu.roi_align import roi_align
+
+        return roi_align(features, boxes, images, None, sampling, channels_last=False)
+    return _host.roi_align(features, boxes, images, sampling, channels_last=False)
 
 
 @register("trimask::roi_align_backward")
@@ -181,7 +215,7 @@ def _(
 
 @register("trimask::roi_pool")
 def _roi_pool(
-    input: Tensor, boxes: Tensor, images: Tensor, scale: float, output_size: Sequence[int], numbered: bool
+    input: Tensor, boxes: Tensor, images: Tensor, scale: float, output_size: Sequence[int], numbered: bool = True
 ) -> tuple[Tensor, Tensor]:
     """The second output is empty unless `numbered`: only a gradient asks for it, and on a CPU it takes time."""
     _check_images(images, input)
@@ -195,7 +229,7 @@ def _roi_pool(
 
 @_roi_pool.register_fake
 def _(
-    input: Tensor, boxes: Tensor, images: Tensor, scale: float, output_size: Sequence[int], numbered: bool
+    input: Tensor, boxes: Tensor, images: Tensor, scale: float, output_size: Sequence[int], numbered: bool = True
 ) -> tuple[Tensor, Tensor]:
     pooled = input.new_empty(boxes.shape[0], input.shape[1], *output_size)
     return pooled, torch.empty_like(pooled if numbered else pooled[:0], dtype=torch.int64)
@@ -276,6 +310,18 @@ def _single_gradient(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     return grad_input, *[None] * 7
 
 
+def _save_flat(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    features, boxes, images, ctx.scales, ctx.thresholds, _, ctx.sampling_ratio, ctx.aligned, ctx.mode = inputs
+    ctx.shapes = [n for feature in features for n in feature.shape]
+    ctx.save_for_backward(boxes, images, *(features if ctx.mode == "max" else ()))
+
+
+def _flat_gradient(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    boxes, images, *features = ctx.saved_tensors
+    rule = (ctx.shapes, ctx.scales, ctx.thresholds, ctx.sampling_ratio, ctx.aligned, ctx.mode)
+    return _roi_align_backward(grad, features, boxes, images, *rule), *[None] * 8
+
+
 def _save_bins(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
     grad, features, boxes, images, *rest, counts = inputs
     ctx.shapes, ctx.scales, ctx.thresholds, ctx.sampling_ratio, ctx.aligned, ctx.mode = rest
@@ -295,7 +341,7 @@ def _second_gradient(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Any, ...
     if images is None:
         bins = _pyramid_roi_align(planes, boxes, counts, ctx.scales, ctx.thresholds, *sampling).flatten(0, 1)
     else:
-        bins = _roi_align(planes[0], boxes, images, ctx.scales[0], *sampling)
+        bins = flat_roi_align(planes, boxes, images, ctx.scales, ctx.thresholds, *sampling)
     return bins, [None] * ctx.maps, *[None] * 9
 
 
@@ -305,7 +351,10 @@ def _save_pool(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor])
 
 
 def _pool_gradient(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
-    return _roi_pool_backward(grad, *ctx.saved_tensors, ctx.shape), *[None] * 5
+    (argmax,) = ctx.saved_tensors
+    if argmax.shape != grad.shape:
+        raise ValueError("numbered: expected True where there is to be a gradient, got False")
+    return _roi_pool_backward(grad, argmax, ctx.shape), *[None] * 5
 
 
 def _save_argmax(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -321,12 +370,13 @@ def _second_pool_gradient(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 
 _pyramid_roi_align.register_autograd(_pyramid_gradient, setup_context=_save_pyramid)
 _roi_align.register_autograd(_single_gradient, setup_context=_save_single)
+flat_roi_align.register_autograd(_flat_gradient, setup_context=_save_flat)
 _roi_pool.register_autograd(_pool_gradient, setup_context=_save_pool)
 _roi_align_backward.register_autograd(_second_gradient, setup_context=_save_bins)
 _roi_pool_backward.register_autograd(_second_pool_gradient, setup_context=_save_argmax)
 
 
-def _pair(output_size: int | Sequence[int]) -> list[int]:
+def pair(output_size: int | Sequence[int]) -> list[int]:
     pair = list(output_size) if isinstance(output_size, Iterable) else [output_size] * 2
     size = [operator.index(side) for side in pair]  # numpy's integers too
     if len(size) != 2 or min(size) < 1:
@@ -341,6 +391,18 @@ def _check_feature(name: str, feature: Tensor) -> None:
         raise ValueError(f"{name}: expected floating point [N, C, H, W] of 16 bits or more, with pixels, got {got}")
 
 
+def check_features(features: Sequence[Tensor]) -> None:
+    """Refuse levels that do not go together."""
+    for feature in features:
+        _check_feature("features", feature)
+        _check_device("features", feature, features[0])
+        if feature.shape[:2] != features[0].shape[:2] or feature.dtype != features[0].dtype:
+            raise ValueError(
+                f"features: expected {features[0].dtype} {list(features[0].shape[:2])} as on the first level, "
+                f"got {feature.dtype} {list(feature.shape[:2])}"
+            )
+
+
 def _check_device(name: str, tensor: Tensor, feature: Tensor) -> None:
     if tensor.device != feature.device:
         raise ValueError(f"{name}: expected the device of the features, {feature.device}, got {tensor.device}")
@@ -351,11 +413,11 @@ def _check_mode(mode: str) -> None:
         raise ValueError(f"mode: expected one of {_MODES}, got {mode!r}")
 
 
-def _split_boxes(boxes: Tensor | Sequence[Tensor], input: Tensor) -> tuple[Tensor, Tensor]:
+def split_boxes(boxes: Tensor | Sequence[Tensor], input: Tensor) -> tuple[Tensor, Tensor]:
     """Boxes `[K, 4]` and the images they lie in, `[K]`, from either of torchvision's forms."""
     for part in [boxes] if isinstance(boxes, Tensor) else boxes:
         if not isinstance(part, Tensor):
-            raise ValueError(f"boxes: expected a tensor, or one for each image, got {type(boxes).__name__}")
+            raise ValueError(f"boxes: expected a tensor, or one for each image, got {type(part).__name__}")
         _check_device("boxes", part, input)
     if isinstance(boxes, Tensor):
         if boxes.dim() != 2 or boxes.shape[1] != 5:
@@ -412,14 +474,7 @@ def pyramid_roi_align(
     _check_mode(mode)
     if not features or len(features) != len(strides):
         raise ValueError(f"strides: expected one for each of {len(features)} (at least 1) levels, got {list(strides)}")
-    for feature in features:
-        _check_feature("features", feature)
-        _check_device("features", feature, features[0])
-        if feature.shape[:2] != features[0].shape[:2] or feature.dtype != features[0].dtype:
-            raise ValueError(
-                f"features: expected {features[0].dtype} {list(features[0].shape[:2])} as on the first level, "
-                f"got {feature.dtype} {list(feature.shape[:2])}"
-            )
+    check_features(features)
     _check_device("boxes", boxes, features[0])
     if boxes.dim() != 3 or boxes.shape[0] != features[0].shape[0] or boxes.shape[2] != 4:
         raise ValueError(f"boxes: expected [{features[0].shape[0]}, R, 4], got {list(boxes.shape)}")
@@ -430,7 +485,7 @@ def pyramid_roi_align(
     thresholds = level_thresholds(strides, canonical_size, canonical_level, level_epsilon, epsilon_inside_log)
     scales = [1.0 / stride for stride in strides]
     return _pyramid_roi_align(
-        list(features), boxes, counts, scales, thresholds, _pair(output_size), sampling_ratio, aligned, mode
+        list(features), boxes, counts, scales, thresholds, pair(output_size), sampling_ratio, aligned, mode
     )
 
 
@@ -464,8 +519,8 @@ def roi_align(
     """
     _check_mode(mode)
     _check_feature("input", input)
-    corners, images = _split_boxes(boxes, input)
-    return _roi_align(input, corners, images, spatial_scale, _pair(output_size), sampling_ratio, aligned, mode)
+    corners, images = split_boxes(boxes, input)
+    return _roi_align(input, corners, images, spatial_scale, pair(output_size), sampling_ratio, aligned, mode)
 
 
 def roi_pool(
@@ -486,6 +541,8 @@ def roi_pool(
         ValueError: As for `roi_align`.
     """
     _check_feature("input", input)
-    corners, images = _split_boxes(boxes, input)
-    numbered = input.requires_grad and torch.is_grad_enabled()
-    return _roi_pool(input, corners, images, spatial_scale, _pair(output_size), numbered)[0]
+    corners, images = split_boxes(boxes, input)
+    # A program that is kept may be asked for a gradient later.
+    kept = torch.compiler.is_exporting() or torch.jit.is_tracing()
+    numbered = kept or (input.requires_grad and torch.is_grad_enabled())
+    return _roi_pool(input, corners, images, spatial_scale, pair(output_size), numbered)[0]

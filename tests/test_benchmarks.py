@@ -245,7 +245,13 @@ def test_a_ratio_comes_with_its_interval_and_what_was_achieved() -> None:
 
 def test_the_quick_ops_run_and_agree() -> None:
     groups = list(bench_ops.run(1, quick=True))
-    assert {row.subject for rows in groups for row in rows} == {"roi_align", "nms", "paste_masks", "masks_to_rle"}
+    assert {row.subject for rows in groups for row in rows} == {
+        "roi_align",
+        "roi_pool",
+        "nms",
+        "paste_masks",
+        "masks_to_rle",
+    }
     for rows in groups:
         ours = [row for row in rows if row.implementation.startswith("trimask") and row.note != NEEDS_A_GPU]
         assert ours

@@ -97,6 +97,8 @@ def test_the_sweeps_are_as_wide_as_they_say() -> None:
     assert {case.output for case in rois} == {7, 14, 28}
     assert {case.dtype for case in rois} == {torch.float16, torch.bfloat16, torch.float32, torch.float64}
     assert {case.recorded for case in rois} == {"", *cases.RECORDED}
+    maps = [*cases.map_cases(quick=False)]
+    assert {(case.maximum, case.stride) for case in maps} == {(m, s) for m in (False, True) for s in (4, 16)}
     boxes = [*cases.nms_cases(quick=False)]
     assert {(case.count, case.density) for case in boxes} >= {(n, d) for n in (100, 100_000) for d in cases.DENSITIES}
     masks = [*cases.mask_cases(quick=False)]

@@ -20,6 +20,7 @@ from trimask import Predictor, kernels
 from trimask.benchmarks.samples import photographs
 from trimask.engine.model.checkpoints import load_model
 from trimask.kernels import (
+    MultiScaleRoIAlign,
     PasteRule,
     batched_nms,
     mask_probabilities,
@@ -70,6 +71,17 @@ def _single(rng: torch.Generator, side: int, op: Call, **options: Any) -> Made:
     input = torch.randn(2, 16, side, side, generator=rng)
     rois = torch.cat([torch.randint(2, (20, 1), generator=rng), _boxes(rng, 20, side=side)], 1)
     return lambda x, boxes: op(x, boxes, 7, 1.0, **options), [input, rois]
+
+
+def _lists(rng: torch.Generator, side: int) -> Made:
+    names, picture = ["0", "1", "2", "3"], 4 * side
+    pool = MultiScaleRoIAlign(names, 7, 2)
+
+    def call(*tensors: Tensor) -> Tensor:
+        *features, first, second = tensors
+        return pool(dict(zip(names, features, strict=True)), [first, second], [(picture, picture)] * 2)
+
+    return call, [*_levels(rng, picture, torch.float32), *_boxes(rng, 2, side // 8, side=picture)]
 
 
 def _suppression(rng: torch.Generator, side: int, labelled: bool = False) -> Made:
@@ -132,6 +144,7 @@ CALLS: dict[str, Callable[[torch.Generator, int], Made]] = {
     "pyramid_roi_align float16": lambda rng, side: _pyramid(rng, side, torch.float16, sampling_ratio=2, aligned=False),
     "pyramid_roi_align max": lambda rng, side: _pyramid(rng, side, sampling_ratio=2, aligned=True, mode="max"),
     "roi_align": lambda rng, side: _single(rng, side, roi_align, sampling_ratio=2),
+    "roi_align of lists": _lists,
     "roi_pool": lambda rng, side: _single(rng, side, roi_pool),
     "segmented_nms": _suppression,
     "segmented_nms labels": lambda rng, side: _suppression(rng, side, labelled=True),

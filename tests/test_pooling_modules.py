@@ -1,6 +1,7 @@
 """The modules in the place of torchvision's."""
 
 from collections import OrderedDict
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -16,9 +17,18 @@ def boxes_of(rng: torch.Generator, count: int, height: int, width: int) -> Tenso
     return torch.cat([low, low + 1 + torch.rand(count, 2, generator=rng) ** 3 * 300], 1)
 
 
+interpreted = pytest.mark.skipif(
+    find_spec("triton") is None or torch.cuda.is_available(), reason="needs triton's interpreter"
+)
+
+
+@pytest.mark.parametrize("kernels", ["torch", pytest.param("triton", marks=interpreted)])
 @pytest.mark.parametrize("counts", [(7, 30), (0, 5), (0, 0)])
 @pytest.mark.parametrize("names", [("0", "1", "2", "3"), ("1",)])
-def test_a_pyramid_as_torchvision_pools_it(rng: torch.Generator, counts: tuple[int, int], names: tuple) -> None:
+def test_a_pyramid_as_torchvision_pools_it(
+    rng: torch.Generator, counts: tuple[int, int], names: tuple, kernels: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRIMASK_KERNELS", kernels)
     shapes = [(480, 640), (512, 600)]  # of pictures that are padded to 512 x 640
     maps = OrderedDict(
         (str(n), torch.randn(2, 8, 512 // s, 640 // s, generator=rng, requires_grad=True))
@@ -29,6 +39,7 @@ def test_a_pyramid_as_torchvision_pools_it(rng: torch.Generator, counts: tuple[i
     for size, ratio in ((7, 2), ((3, 5), 0)):
         theirs = ops.MultiScaleRoIAlign(list(names), size, ratio)(maps, boxes, shapes)
         ours = MultiScaleRoIAlign(names, size, ratio)(maps, boxes, shapes)
+        assert ours.is_contiguous()
         torch.testing.assert_close(ours, theirs, atol=2e-6, rtol=1e-5)
         if sum(counts):
             weights = torch.randn(ours.shape, generator=rng)
@@ -53,8 +64,37 @@ def test_wrong_arguments_are_named() -> None:
     pool, x = MultiScaleRoIAlign(["0"], 7, 2), {"0": torch.zeros(2, 3, 8, 8)}
     with pytest.raises(ValueError, match="x: expected maps named 0, got p2"):
         pool({"p2": x["0"]}, [torch.zeros(1, 4)] * 2, [(32, 32)] * 2)
-    with pytest.raises(ValueError, match="boxes, image_shapes: expected one each for 2 images, got 1 and 2"):
+    with pytest.raises(ValueError, match="boxes, image_shapes: expected one each for every image, got 1 and 2"):
         pool(x, [torch.zeros(1, 4)], [(32, 32)] * 2)
+    with pytest.raises(ValueError, match="boxes, image_shapes: expected one each for every image, got 0 and 0"):
+        pool(x, [], [])
+    two = {"0": torch.zeros(1, 3, 8, 8), "1": torch.zeros(1, 3, 16, 16)}
+    with pytest.raises(ValueError, match=r"x: expected the finest map first, got strides \[8.0, 4.0\]"):
+        MultiScaleRoIAlign(["0", "1"], 7, 2)(two, [torch.zeros(1, 4)], [(64, 64)])
+
+
+class Pyramid(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.pool = MultiScaleRoIAlign(["0", "1"], 3, 2, canonical_scale=40, canonical_level=3)
+
+    def forward(self, fine: Tensor, coarse: Tensor, first: Tensor, second: Tensor) -> Tensor:
+        return self.pool({"0": fine, "1": coarse}, [first, second], [(96, 128), (90, 100)])
+
+
+@pytest.mark.filterwarnings("ignore:.*is deprecated:FutureWarning", "ignore::torch.jit.TracerWarning")
+def test_any_number_of_boxes_in_kept_programs(rng: torch.Generator) -> None:
+    maps = torch.randn(2, 3, 24, 32, generator=rng), torch.randn(2, 3, 12, 16, generator=rng)
+    example = *maps, boxes_of(rng, 5, 96, 128), boxes_of(rng, 3, 90, 100)
+    n, m = torch.export.Dim("n"), torch.export.Dim("m")
+    exported = torch.export.export(Pyramid(), example, dynamic_shapes=(None, None, {0: n}, {0: m})).module()
+    traced = torch.jit.trace(Pyramid(), example)
+    for counts in ((8, 3), (2, 6)):
+        given = *maps, *(boxes_of(rng, count, 90, 100) for count in counts)
+        expected = Pyramid()(*given)
+        assert len(expected) == sum(counts)
+        assert torch.equal(exported(*given), expected)
+        assert torch.equal(traced(*given), expected)
 
 
 def test_a_model_of_torchvision_finds_the_same_with_them(rng: torch.Generator) -> None:

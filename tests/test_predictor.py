@@ -164,7 +164,7 @@ def test_what_cannot_be_read_harms_no_other(predictor: Predictor, picture: np.nd
 
 
 @pytest.mark.parametrize(("workers", "batch_size"), [(0, 1), (0, 2), (2, 1)])
-@pytest.mark.parametrize("kind", ["array", "tensor", "nested", "bytes"])
+@pytest.mark.parametrize("kind", ["array", "tensor", "nested", "bytes", "pil"])
 def test_a_generator_may_fill_one_buffer_again(predictor: Predictor, workers: int, batch_size: int, kind: str) -> None:
     pictures = np.random.default_rng(0).integers(0, 256, (4, 64, 80, 3), dtype=np.uint8)
 
@@ -174,6 +174,12 @@ def test_a_generator_may_fill_one_buffer_again(predictor: Predictor, workers: in
                 Image.fromarray(picture).save(file := io.BytesIO(), "BMP")
                 content[:] = file.getvalue()
                 yield content
+            return
+        if kind == "pil":
+            shown = Image.new("RGB", (80, 64))
+            for picture in pictures:
+                shown.paste(Image.fromarray(picture))
+                yield shown
             return
         buffer = torch.empty(3, 64, 80, dtype=torch.uint8) if kind == "tensor" else np.empty((64, 80, 3), np.uint8)
         for picture in pictures:

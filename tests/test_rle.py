@@ -406,3 +406,18 @@ def test_sizes_of_pictures_are_whole_numbers() -> None:
 def test_counts_that_are_none_are_refused(counts: Any) -> None:
     with pytest.raises(ValueError, match="counts: expected whole numbers of at least 0 in a row"):
         host.encode_runs(counts)
+
+
+def test_export_with_a_free_size(rng: torch.Generator) -> None:
+    class Runs(torch.nn.Module):
+        def forward(self, probabilities: Tensor, boxes: Tensor, picture: Tensor) -> tuple[Tensor, Tensor]:
+            return masks_to_rle(probabilities, boxes, picture.shape[:2], rule=PasteRule.TORCHVISION, capacity=50)
+
+    probabilities, boxes = mask_case(rng, 3, (40, 50))
+    height, width = torch.export.Dim("h", max=5000), torch.export.Dim("w", max=5000)
+    program = torch.export.export(
+        Runs(), (probabilities, boxes, torch.zeros(40, 50)), dynamic_shapes=(None, None, {0: height, 1: width})
+    ).module()
+    for size in ((40, 50), (33, 71)):
+        given = probabilities, boxes, torch.zeros(size)
+        assert all(map(torch.equal, program(*given), Runs()(*given)))

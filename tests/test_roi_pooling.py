@@ -908,6 +908,28 @@ def test_the_largest_is_the_same_with_and_without_a_gradient(rng: torch.Generato
         assert torch.equal(plain.nan_to_num(-7), learned.detach().nan_to_num(-7))
 
 
+def test_a_kept_program_has_a_gradient(rng: torch.Generator) -> None:
+    feature, boxes = torch.randn(1, 2, 12, 16, generator=rng), random_boxes(rng, 1, 16, 12)
+
+    class One(torch.nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return roi_pool(x, boxes, 2)
+
+    with torch.no_grad():
+        kept = torch.export.export(One(), (feature,)).module()
+    grads = []
+    for function in (One(), kept):
+        x = feature.clone().requires_grad_()
+        function(x).sum().backward()
+        grads.append(x.grad)
+    assert grads[0].abs().sum() > 0
+    assert torch.equal(*grads)
+    x = feature.clone().requires_grad_()
+    out, _ = torch.ops.trimask.roi_pool(x, boxes[:, 1:], boxes[:, 0], 1.0, [2, 2], False)
+    with pytest.raises(ValueError, match="numbered: expected True where there is to be a gradient"):
+        out.sum().backward()
+
+
 @pytest.mark.host
 @pytest.mark.parametrize("op", ["avg", "max", "pool"])
 def test_few_boxes_leave_most_of_a_map_unread(rng: torch.Generator, op: str) -> None:
@@ -935,6 +957,7 @@ def test_opcheck(rng: torch.Generator, mode: str, interpreted: bool) -> None:
     for counts in (None, torch.tensor([4, 1])):
         torch.library.opcheck(ops.pyramid_roi_align.default, (features, boxes, counts, scales, thresholds, *rule))
     torch.library.opcheck(ops.roi_align.default, (features[0], flat, images, 0.25, *rule))
+    torch.library.opcheck(ops.flat_roi_align.default, (features, flat, images, scales, thresholds, *rule))
     torch.library.opcheck(ops.roi_pool.default, (features[0], flat, images, 0.25, [2, 3], True))
     plain = [f.detach() for f in features]
     shapes = [n for f in plain for n in f.shape]

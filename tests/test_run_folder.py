@@ -114,3 +114,23 @@ def test_a_folder_is_one_runs_at_a_time(tmp_path: Path) -> None:
         assert part.exists()
     assert other_process_opens(tmp_path) == "opened"
     assert not part.exists()
+
+
+def test_a_folder_is_one_runs_within_a_process_too(tmp_path: Path) -> None:
+    with RunFolder(tmp_path, CONFIG, resume=False).open():
+        other = RunFolder(tmp_path, CONFIG, resume=False)
+        with pytest.raises(FileExistsError, match="no other run is at work"), other.open():
+            pass
+        if os.name != "nt":
+            assert other_process_opens(tmp_path).endswith("no other run is at work")
+
+
+def test_what_another_run_has_written_since_is_not_overwritten(tmp_path: Path) -> None:
+    late = RunFolder(tmp_path, CONFIG, resume=True)
+    filled(tmp_path, 2, 3)
+    before = (tmp_path / "metrics.jsonl").read_text()
+    with pytest.raises(FileExistsError, match="another run has written since"), late.open():
+        pass
+    assert (tmp_path / "metrics.jsonl").read_text() == before
+    with RunFolder(tmp_path, CONFIG, resume=True).open():
+        pass

@@ -140,6 +140,20 @@ def test_another_judge_seeks_the_best_anew(tmp_path: Path, data: CocoDataset) ->
         assert trainer(tmp_path / "run", data, resume=True, **{"config": config, **options}).notes == []
 
 
+def test_the_best_outlasts_a_resume_without_validation_and_a_state_of_before(tmp_path: Path, data: CocoDataset) -> None:
+    config = replace(SIX, iterations=2, evaluate_every=1)
+    first = trainer(tmp_path, data, config, validation=data).run()
+    without = trainer(tmp_path, data, replace(config, evaluate_every=0), resume=True)
+    assert without.run().best == first.best
+    without._save()
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    for _ in range(2):
+        again = trainer(tmp_path, data, config, validation=data, resume=True)
+        assert (again._best, again.notes) == (first.best, [])
+        state.pop("judge", None)  # as an earlier version left it
+        torch.save(state, tmp_path / "state.pt")
+
+
 def test_a_figure_of_objects_that_are_not_there_is_refused(tmp_path: Path, data: CocoDataset) -> None:
     config = replace(SIX, best="segm_APl")  # the drawn objects are small
     with pytest.raises(
@@ -420,3 +434,25 @@ def test_a_group_that_the_caller_has_joined_is_used_and_left_open() -> None:
         torch.distributed.destroy_process_group()
     with processes("cpu") as group:
         assert (group.rank, group.count) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("joined", "local", "given", "expected"),
+    [(True, None, "cuda", 3), (True, "5", "cuda:2", 2), (False, "5", "cuda", 5), (False, None, "cuda:2", 2)],
+)
+def test_which_gpu(monkeypatch: pytest.MonkeyPatch, joined: bool, local: str | None, given: str, expected: int) -> None:
+    chosen: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    if local:
+        monkeypatch.setenv("LOCAL_RANK", local)
+    if joined:
+        torch.distributed.init_process_group("fake", store=FakeStore(), rank=1, world_size=2)
+    try:
+        with processes(given) as group:
+            assert group.device == torch.device("cuda", expected) == chosen[0]
+    finally:
+        if joined:
+            torch.distributed.destroy_process_group()

@@ -10,7 +10,7 @@ pytest.importorskip("onnxscript")
 onnxruntime = pytest.importorskip("onnxruntime")
 
 from trimask.export import translations  # noqa: E402
-from trimask.kernels import batched_nms, nms, pyramid_roi_align, roi_align  # noqa: E402
+from trimask.kernels import MultiScaleRoIAlign, batched_nms, nms, pyramid_roi_align, roi_align  # noqa: E402
 
 
 class Keep(nn.Module):
@@ -22,11 +22,13 @@ class Pool(nn.Module):
     def forward(self, fine: Tensor, coarse: Tensor, boxes: Tensor) -> tuple[Tensor, ...]:
         flat = torch.cat([torch.zeros_like(boxes[:, :1]), boxes], 1)
         single = [roi_align(fine, flat, (2, 3), 0.25, ratio, aligned) for ratio in (0, 2) for aligned in (False, True)]
+        lists = MultiScaleRoIAlign(["a", "b"], 3, 2, canonical_scale=40)
         rule = {"sampling_ratio": 2, "aligned": True, "canonical_size": 40}
         return (
             *single,
             roi_align(fine, [boxes], 2, 0.25, 1),
-            pyramid_roi_align([fine, coarse], boxes[None], [4, 8], 3, **rule),
+            lists({"a": fine, "b": coarse}, [boxes], [(100, 100)]),
+            pyramid_roi_align([fine, coarse], boxes[None].double(), [4, 8], 3, **rule),
         )
 
 
@@ -47,7 +49,7 @@ def run(module: nn.Module, example: tuple[Tensor, ...], shapes: tuple, given: tu
     return session.run(None, dict(zip(names, (x.numpy() for x in given), strict=True)))
 
 
-@pytest.mark.parametrize("dtype", [torch.int64, torch.float32])
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int16, torch.float32, torch.float16])
 def test_suppression(rng: torch.Generator, dtype: torch.dtype) -> None:
     def arguments(count: int) -> tuple[Tensor, ...]:
         labels = torch.randint(-3, 3, (count,), generator=rng).to(dtype)
@@ -70,3 +72,12 @@ def test_pooling(rng: torch.Generator) -> None:
     for ours, expected in zip(found, Pool()(*given), strict=True):
         assert expected.abs().max() > 0.5
         np.testing.assert_allclose(ours, expected.numpy(), atol=2e-5)
+
+
+def test_a_maximum_is_refused(rng: torch.Generator) -> None:
+    class Largest(nn.Module):
+        def forward(self, x: Tensor, boxes: Tensor) -> Tensor:
+            return roi_align(x, [boxes], 2, mode="max")
+
+    with pytest.raises(torch.onnx.errors.OnnxExporterError, match='expected mode "avg", which alone is exported'):
+        run(Largest(), (torch.zeros(1, 3, 8, 8), random_boxes(rng, 3)), (None, None), ())

@@ -109,7 +109,7 @@ def _files(source: str) -> list[str]:
     """The picture files that a path, a folder or a pattern stands for, in natural order, with broken links."""
     if os.path.isfile(source):
         return [source]
-    if re.match(r"\w+://", source):
+    if re.match(r"\w{2,}://", source):
         raise FileNotFoundError(
             f"expected a picture or a folder, got {source!r}: what is on the web must be downloaded first"
         )
@@ -184,9 +184,9 @@ def _copied(picture: Any) -> Any:
     """The same picture in memory of its own, where it is one that its owner can write to."""
     if isinstance(picture, (bytearray, memoryview)):
         return bytes(picture)
-    if not _is_array(picture):
-        return picture
-    return picture.copy() if isinstance(picture, np.ndarray) else picture.clone()
+    if isinstance(picture, np.ndarray) or type(picture) is Image.Image:  # that of a file is of a class of its own
+        return picture.copy()
+    return picture.clone() if _is_array(picture) else picture
 
 
 def _orientation(picture: Image.Image) -> int:

@@ -59,7 +59,8 @@ def processes(device: str | torch.device) -> Iterator[Processes]:
     count = dist.get_world_size() if joined else int(os.environ.get("WORLD_SIZE", "1"))
     device = torch.device(device)
     if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", device.index or 0)))
+        own = device.index if device.index is not None else torch.cuda.current_device()
+        device = torch.device("cuda", own if joined else int(os.environ.get("LOCAL_RANK", own)))
         torch.cuda.set_device(device)
     if count == 1:
         yield Processes(0, 1, device)

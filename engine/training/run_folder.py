@@ -9,9 +9,14 @@ import errno
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 from ..model.checkpoints import native
 from ..model.files import write_json, write_whole
@@ -20,6 +25,7 @@ from ..model.mask_rcnn import MaskRCNN
 __all__ = ["RunFolder"]
 
 Line = dict[str, Any]
+_at_work: set[Path] = set()  # folders of this process's runs
 
 
 class RunFolder:
@@ -44,6 +50,7 @@ class RunFolder:
         self.state: dict[str, Any] | None = None
         self.lines: list[Line] = []
         self._config = json.loads(json.dumps(config))
+        self._seen = self._written()
         if resume and self.has_state:
             self._resume()
         elif not resume and (self.has_state or (self._metrics.exists() and self._metrics.stat().st_size)):
@@ -57,13 +64,18 @@ class RunFolder:
             FileExistsError: another run is at work in it.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / ".lock").open("w") as file:
-            try:
-                _lock(file)
-            except (BlockingIOError, PermissionError) as error:
-                raise FileExistsError(f"{self.path}: expected a folder in which no other run is at work") from error
+        with _held(self.path.resolve()):
+            if self._written() != self._seen:
+                raise FileExistsError(
+                    f"{self.path}: expected what was read there, another run has written since: again"
+                )
             self._tidy()
             yield
+
+    def _written(self) -> list[tuple[int, int] | None]:
+        """When, and how much."""
+        files = [path.stat() if path.exists() else None for path in (self._state, self._metrics)]
+        return [file and (file.st_mtime_ns, file.st_size) for file in files]
 
     def _tidy(self) -> None:
         for part in self.path.glob(".*.part"):  # of files that were being written
@@ -121,17 +133,24 @@ class RunFolder:
                     self.lines.append(line)
 
 
-def _lock(file: IO[str]) -> None:
-    """Hold a file until it is closed or this process ends; its children do not hold it. On Windows nothing is held."""
-    try:
-        import fcntl
-    except ImportError:
-        return
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in (errno.EACCES, errno.EAGAIN):  # else a file system that has no locks
-            raise
+@contextlib.contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Keep a folder from other runs of this process, and on POSIX of all; its child processes hold nothing."""
+    refusal = FileExistsError(f"{folder}: expected a folder in which no other run is at work")
+    if folder in _at_work:  # before the file is opened, as its closing ends what this process holds of it
+        raise refusal
+    with (folder / ".lock").open("a") as file:
+        if fcntl is not None:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno in (errno.EACCES, errno.EAGAIN):  # else a file system that has no locks
+                    raise refusal from error
+        _at_work.add(folder)
+        try:
+            yield
+        finally:
+            _at_work.discard(folder)
 
 
 def _text(line: Line) -> str:

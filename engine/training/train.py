@@ -45,7 +45,8 @@ def train(
     """Train a model on a data set in COCO's format; ``trimask train`` is this function.
 
     Under ``torchrun``, or in a process group that the caller has made, the processes share the work, and the first
-    one says and writes what there is.
+    one says and writes what there is. A group of the caller's keeps its timeout, which the others spend waiting while
+    the first draws and writes, and each of its processes its device.
 
     Args:
         annotations: what to learn from, a COCO JSON file.

@@ -155,7 +155,11 @@ class Trainer:
         self._without_better = 0
         self._summary: dict[str, float] = {}
         self._owes_evaluation = False
-        self._judge = [_decisive(config, model), validation and sha256(validation.annotations.read_bytes()).hexdigest()]
+        self._judge = (
+            None
+            if validation is None
+            else [_decisive(config, model), sha256(validation.annotations.read_bytes()).hexdigest()]
+        )
         self.notes: list[str] = []
         if self.folder.state:
             self._restore(self.folder.state)
@@ -408,11 +412,13 @@ class Trainer:
         self.scaler.load_state_dict(state["scaler"])
         self._window = Window(**state["window"])
         self._owes_evaluation = state["owes_evaluation"]
-        if state["judge"] == self._judge:
+        before = state.get("judge", self._judge)
+        if self.validation is None or before == self._judge:
+            self._judge = before
             self._best = state["best"] and tuple(state["best"])
             self._without_better = state["without_better"]
             self._summary = state["summary"]
-        elif self.validation:
+        else:
             self._owes_evaluation = True
             self.notes.append("evaluated on other pictures or by another figure than before: the best is sought anew")
 
