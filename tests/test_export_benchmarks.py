@@ -109,7 +109,7 @@ def test_the_suite_has_every_subject() -> None:
     from trimask.benchmarks import suite
 
     subjects = {name.partition(":")[0] for name in suite.MAKERS}
-    assert subjects == {"roi_align", "nms", "paste_masks", "masks_to_rle", "models", "training"}
+    assert subjects == {"roi_align", "roi_pool", "nms", "paste_masks", "masks_to_rle", "models", "training"}
     assert any("trimask, Triton" in str(case.id) for case in suite._cases())
 
 

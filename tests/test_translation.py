@@ -53,7 +53,10 @@ def run(module: nn.Module, example: tuple[Tensor, ...], shapes: tuple, given: tu
 def test_suppression(rng: torch.Generator, dtype: torch.dtype) -> None:
     def arguments(count: int) -> tuple[Tensor, ...]:
         labels = torch.randint(-3, 3, (count,), generator=rng).to(dtype)
-        return random_boxes(rng, count), torch.rand(count, generator=rng), labels
+        boxes = random_boxes(rng, count)
+        boxes[1::3], labels[1::3] = boxes[::3][: len(boxes[1::3])] + 0.1, labels[::3][: len(labels[1::3])]
+        boxes[2::3] = boxes[::3][: len(boxes[2::3])]  # of any class
+        return boxes, torch.rand(count, generator=rng), labels
 
     n = torch.export.Dim("n", min=2, max=1000)
     given = arguments(70)
