@@ -183,7 +183,7 @@ def _roi_align_backward(
     sampling_ratio: int,
     aligned: bool,
     mode: str,
-    counts: Tensor | None = None,
+    counts: Tensor | None,
 ) -> list[Tensor]:
     """`shapes` holds (N, C, H, W) of each level in a row; `features` may be empty unless mode is "max".
 
@@ -215,7 +215,7 @@ def _(
 
 @register("trimask::roi_pool")
 def _roi_pool(
-    input: Tensor, boxes: Tensor, images: Tensor, scale: float, output_size: Sequence[int], numbered: bool = True
+    input: Tensor, boxes: Tensor, images: Tensor, scale: float, output_size: Sequence[int], numbered: bool
 ) -> tuple[Tensor, Tensor]:
     """The second output is empty unless `numbered`: only a gradient asks for it, and on a CPU it takes time."""
     _check_images(images, input)
@@ -229,7 +229,7 @@ def _roi_pool(
 
 @_roi_pool.register_fake
 def _(
-    input: Tensor, boxes: Tensor, images: Tensor, scale: float, output_size: Sequence[int], numbered: bool = True
+    input: Tensor, boxes: Tensor, images: Tensor, scale: float, output_size: Sequence[int], numbered: bool
 ) -> tuple[Tensor, Tensor]:
     pooled = input.new_empty(boxes.shape[0], input.shape[1], *output_size)
     return pooled, torch.empty_like(pooled if numbered else pooled[:0], dtype=torch.int64)
@@ -305,7 +305,7 @@ def _save_single(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _single_gradient(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     boxes, images, *features = ctx.saved_tensors
     (grad_input,) = _roi_align_backward(
-        grad, features, boxes, images, ctx.shape, [ctx.scale], [0.0], ctx.sampling_ratio, ctx.aligned, ctx.mode
+        grad, features, boxes, images, ctx.shape, [ctx.scale], [0.0], ctx.sampling_ratio, ctx.aligned, ctx.mode, None
     )
     return grad_input, *[None] * 7
 
@@ -319,12 +319,12 @@ def _save_flat(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _flat_gradient(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     boxes, images, *features = ctx.saved_tensors
     rule = (ctx.shapes, ctx.scales, ctx.thresholds, ctx.sampling_ratio, ctx.aligned, ctx.mode)
-    return _roi_align_backward(grad, features, boxes, images, *rule), *[None] * 8
+    return _roi_align_backward(grad, features, boxes, images, *rule, None), *[None] * 8
 
 
 def _save_bins(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-    grad, features, boxes, images, *rest, counts = inputs
-    ctx.shapes, ctx.scales, ctx.thresholds, ctx.sampling_ratio, ctx.aligned, ctx.mode = rest
+    grad, features, boxes, images, *rule, counts = inputs
+    ctx.shapes, ctx.scales, ctx.thresholds, ctx.sampling_ratio, ctx.aligned, ctx.mode = rule
     ctx.maps, ctx.output_size = len(features), grad.shape[2:]
     ctx.save_for_backward(boxes, images, counts)
 
