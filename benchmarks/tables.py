@@ -66,6 +66,10 @@ def _op(subject: str, case: str, **names: str) -> Pick:
     return Pick("cpu-epyc-ops-1-thread", subject, case, **names)
 
 
+def _xeon_op(subject: str, case: str, **names: str) -> Pick:
+    return Pick("cpu-xeon-ops-1-thread", subject, case, **names)
+
+
 def _model(case: str, **names: str) -> Pick:
     return Pick("cpu-epyc-models-1-thread", "models", case, **names)
 
@@ -126,6 +130,22 @@ TABLES: dict[str, tuple[Line, ...]] = {
         _line(
             "the same, beside dense masks that are column-major already",
             _op("masks_to_rle", _MASKS, peer="pycocotools, columns first"),
+        ),
+        *(
+            _line(
+                f"On one core of a Xeon: {name} on one map of 50 x 84 x 256, 100 / 1000 RoIs",
+                _xeon_op(subject, "100 RoIs*one map*", ours="trimask, NCHW"),
+                _xeon_op(subject, "1000 RoIs*one map*", ours="trimask, NCHW"),
+            )
+            for name, subject in (("RoIAlign", "roi_align"), ("RoIPool", "roi_pool"))
+        ),
+        *(
+            _line(
+                f"there, {name} on one of 200 x 336, NCHW, 1 / 10 RoIs",
+                _xeon_op(subject, "1 RoIs*one map*", ours="trimask, NCHW"),
+                _xeon_op(subject, "10 RoIs*one map*", ours="trimask, NCHW"),
+            )
+            for name, subject in (("RoIAlign", "roi_align"), ("RoIPool", "roi_pool"))
         ),
         _line("On one core of a Xeon with AMX: bundled model, 512 x 512", _xeon("people, * 512 x 512 at 320")),
         _line("there, ResNet-50 FPN at 800 x 1331", _xeon("ResNet-50 FPN, 360 x 599 at 800 x 1331, *")),
