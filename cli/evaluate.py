@@ -6,7 +6,6 @@ import math
 import multiprocessing
 import os
 import sys
-import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -203,9 +202,7 @@ def _share(
         for note in notes:
             print(f"trimask: {note}", file=sys.stderr)
         stream = progress(stream, len(mine), "detecting")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a picture that cannot be read is an error here
-        return {picture.image_id: entries for picture, entries in zip(mine, stream, strict=True)}, {*theirs.values()}
+    return {picture.image_id: entries for picture, entries in zip(mine, stream, strict=True)}, {*theirs.values()}
 
 
 def _facts(options: argparse.Namespace, annotations: Path, pictures: int, detections: int) -> dict[str, Any]:

@@ -130,9 +130,10 @@ def _flat_roi_align(
     aligned: bool,
     mode: str,
 ) -> Any:
-    rois, images, rule = _as_float(boxes), op.Cast(images, to=INT64), (output_size, sampling_ratio, aligned, mode)
+    rule = (output_size, sampling_ratio, aligned, mode)
     if len(features) == 1:
         return _single_roi_align(features[0], boxes, images, scales[0], *rule)
+    rois, images = _as_float(boxes), op.Cast(images, to=INT64)
     pooled = _from_own_level(features, rois, images, _levels(rois, thresholds), scales, *rule)
     return op.CastLike(pooled, features[0])
 

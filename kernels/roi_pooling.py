@@ -272,28 +272,25 @@ def _in_fours(numbers: Sequence[int]) -> list[Sequence[int]]:
     return [numbers[i : i + 4] for i in range(0, len(numbers), 4)]
 
 
-def _save_pyramid(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    features, boxes, counts, ctx.scales, ctx.thresholds, _, ctx.sampling_ratio, ctx.aligned, ctx.mode = inputs
+def _save_levels(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    """Of several levels; which image a box lies in is said by `counts`, of a pyramid, or by `images`."""
+    features, boxes, which, ctx.scales, ctx.thresholds, _, ctx.sampling_ratio, ctx.aligned, ctx.mode = inputs
     ctx.shapes = [n for feature in features for n in feature.shape]
-    ctx.save_for_backward(boxes, counts, *(features if ctx.mode == "max" else ()))
+    ctx.save_for_backward(boxes, which, *(features if ctx.mode == "max" else ()))
+
+
+def _rule(ctx: Any) -> tuple[Any, ...]:
+    return ctx.shapes, ctx.scales, ctx.thresholds, ctx.sampling_ratio, ctx.aligned, ctx.mode
 
 
 def _pyramid_gradient(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     boxes, counts, *features = ctx.saved_tensors
-    grads = _roi_align_backward(
-        grad.flatten(0, 1),
-        features,
-        boxes,
-        None,
-        ctx.shapes,
-        ctx.scales,
-        ctx.thresholds,
-        ctx.sampling_ratio,
-        ctx.aligned,
-        ctx.mode,
-        counts,
-    )
-    return grads, *[None] * 8
+    return _roi_align_backward(grad.flatten(0, 1), features, boxes, None, *_rule(ctx), counts), *[None] * 8
+
+
+def _flat_gradient(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    boxes, images, *features = ctx.saved_tensors
+    return _roi_align_backward(grad, features, boxes, images, *_rule(ctx), None), *[None] * 8
 
 
 def _save_single(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -308,18 +305,6 @@ def _single_gradient(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         grad, features, boxes, images, ctx.shape, [ctx.scale], [0.0], ctx.sampling_ratio, ctx.aligned, ctx.mode, None
     )
     return grad_input, *[None] * 7
-
-
-def _save_flat(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    features, boxes, images, ctx.scales, ctx.thresholds, _, ctx.sampling_ratio, ctx.aligned, ctx.mode = inputs
-    ctx.shapes = [n for feature in features for n in feature.shape]
-    ctx.save_for_backward(boxes, images, *(features if ctx.mode == "max" else ()))
-
-
-def _flat_gradient(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    boxes, images, *features = ctx.saved_tensors
-    rule = (ctx.shapes, ctx.scales, ctx.thresholds, ctx.sampling_ratio, ctx.aligned, ctx.mode)
-    return _roi_align_backward(grad, features, boxes, images, *rule, None), *[None] * 8
 
 
 def _save_bins(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
@@ -368,17 +353,18 @@ def _second_pool_gradient(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     return picked.masked_fill(argmax < 0, 0.0), None, None
 
 
-_pyramid_roi_align.register_autograd(_pyramid_gradient, setup_context=_save_pyramid)
+_pyramid_roi_align.register_autograd(_pyramid_gradient, setup_context=_save_levels)
 _roi_align.register_autograd(_single_gradient, setup_context=_save_single)
-flat_roi_align.register_autograd(_flat_gradient, setup_context=_save_flat)
+flat_roi_align.register_autograd(_flat_gradient, setup_context=_save_levels)
 _roi_pool.register_autograd(_pool_gradient, setup_context=_save_pool)
 _roi_align_backward.register_autograd(_second_gradient, setup_context=_save_bins)
 _roi_pool_backward.register_autograd(_second_pool_gradient, setup_context=_save_argmax)
 
 
 def pair(output_size: int | Sequence[int]) -> list[int]:
-    pair = list(output_size) if isinstance(output_size, Iterable) else [output_size] * 2
-    size = [operator.index(side) for side in pair]  # numpy's integers too
+    """Bins, height and width."""
+    sides = list(output_size) if isinstance(output_size, Iterable) else [output_size] * 2
+    size = [operator.index(side) for side in sides]  # numpy's integers too
     if len(size) != 2 or min(size) < 1:
         raise ValueError(f"output_size: expected a positive int or a pair of them, got {output_size!r}")
     return size

@@ -2,7 +2,7 @@
 
 import shlex
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -58,12 +58,8 @@ def evaluate_model(
     counting = chosen_ids(names, categories)
     theirs, notes = matched(model.config.categories, names, categories)
     pictures = sources(content, folder)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a picture that cannot be read is an error here
-        stream = progress(
-            detect(model.predict, pictures, theirs, batch_size=batch_size, workers=workers), len(pictures)
-        )
-        found = [entry for entries in stream for entry in entries if entry["category_id"] in counting]
+    stream = progress(detect(model.predict, pictures, theirs, batch_size=batch_size, workers=workers), len(pictures))
+    found = [entry for entries in stream for entry in entries if entry["category_id"] in counting]
     evaluation = evaluate(
         found,
         content,
@@ -120,7 +116,8 @@ def detect(
             without it would be wrong.
     """
     paths = [picture.path for picture in pictures]
-    for picture, result in zip(pictures, predict(paths, stream=True, run_lengths=True, **options), strict=True):
+    results = _unwarned(predict(paths, stream=True, run_lengths=True, **options))
+    for picture, result in zip(pictures, results, strict=True):
         if result.error is not None:
             raise result.error
         if result.size != tuple(picture.size):
@@ -130,6 +127,19 @@ def detect(
             known = [entry for entry in entries if entry["category_id"] in categories]
             entries = [{**entry, "category_id": categories[entry["category_id"]]} for entry in known]
         yield entries
+
+
+def _unwarned(results: Iterable[Any]) -> Iterator[Any]:
+    """Without the warning of a picture that cannot be read, which is an error here."""
+    iterator = iter(results)
+    while True:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                result = next(iterator)
+            except StopIteration:
+                return
+        yield result
 
 
 def data_set(data: Path, images: Path | None) -> tuple[Path, Path | None]:

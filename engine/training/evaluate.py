@@ -235,17 +235,20 @@ def kinds_in(detections: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     return kinds or KINDS
 
 
-def check_truth(ground_truth: Path | str, kinds: Sequence[str] = KINDS) -> None:
+def check_truth(
+    ground_truth: Path | str, kinds: Sequence[str] = KINDS, category_ids: Iterable[int] | None = None
+) -> dict[str, float]:
     """See whether :func:`evaluate` can read annotations, ahead of the detections.
+
+    Returns:
+        The figures of no detections: NaN where there is nothing to find.
 
     Raises:
         ImportError, ValueError: as there.
     """
-    coco, _, masks = tools()
     content = read_truth(ground_truth)
-    images = {image["id"]: image for image in content["images"]}
     try:
-        _Truth(coco, masks, content, images, False, []).annotations(kinds)
+        return evaluate([], content, category_ids=category_ids, kinds=kinds).summary
     except ValueError as error:
         raise ValueError(f"{ground_truth}: {error}") from error
 

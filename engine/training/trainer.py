@@ -13,7 +13,6 @@ import json
 import math
 import os
 import time
-import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -330,9 +329,7 @@ class Trainer:
         mine = self._share_of_validation()
         categories = {model.config.category_ids[label]: theirs for theirs, label in self.validation.labels.items()}
         stream = self.progress(detect(predict, mine, categories), len(mine))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a picture that cannot be read is an error here
-            found = {record.image_id: entries for record, entries in zip(mine, stream, strict=True)}
+        found = {record.image_id: entries for record, entries in zip(mine, stream, strict=True)}
         shares = self.processes.gather(found)
         summary = None
         if self.processes.first:
@@ -456,9 +453,8 @@ def _check(
         lost = [str(record.path) for record in validation.records if not record.path.is_file()]
         if lost:
             raise ValueError(f"{validation.annotations}: expected all its pictures, lost {len(lost)}: {lost[0]}")
-        check_truth(validation.annotations, _kinds(model))
-        nothing = evaluate([], validation.annotations, category_ids=validation.category_ids, kinds=_kinds(model))
-        if math.isnan(nothing.summary[figure := _decisive(config, model)]):
+        nothing = check_truth(validation.annotations, _kinds(model), validation.category_ids)
+        if math.isnan(nothing[figure := _decisive(config, model)]):
             raise ValueError(
                 f"best: expected a figure of objects in {validation.annotations}, got {figure}, of none there"
             )
