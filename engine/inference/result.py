@@ -34,6 +34,8 @@ from ..model.files import write_json, write_whole
 from ..pictures.outlines import Bools, Ints, Polygon, crop_of_runs, outlines_of_runs, simplify
 from ..pictures.visualize import draw
 
+__all__ = ["OVERLAY", "Detection", "Result", "to_dataset"]
+
 Floats = NDArray[np.float32]
 OVERLAY = b"an overlay by trimask"  # the comment in a JPEG of one
 
@@ -415,6 +417,3 @@ def to_dataset(results: Iterable[Result], categories: Mapping[int, str], path: s
         "annotations": annotations,
     }
     return write_json(Path(path), document, allow_nan=False)
-
-
-__all__ = ["OVERLAY", "Detection", "Result", "to_dataset"]

@@ -29,7 +29,20 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from PIL import Image, ImageCms, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
+
+__all__ = [
+    "FORMATS",
+    "SUFFIXES",
+    "Picture",
+    "PictureError",
+    "expand",
+    "is_picture",
+    "listed",
+    "open_picture",
+    "orientation",
+    "read",
+]
 
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "AVIF", "HEIF")
 
@@ -42,7 +55,6 @@ SUFFIXES = frozenset(
 
 _CHANNELS = (1, 3, 4)
 
-_ORIENTATION_TAG = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -77,11 +89,6 @@ class Picture:
     def size(self) -> tuple[int, int]:
         """Height and width in pixels."""
         return self.array.shape[0], self.array.shape[1]
-
-    @property
-    def name(self) -> str:
-        """The file's name, or "" for a picture that came from memory."""
-        return self.path.name if self.path else ""
 
 
 def _natural(path: str) -> list[str | int]:
@@ -189,10 +196,10 @@ def _copied(picture: Any) -> Any:
     return picture.clone() if _is_array(picture) else picture
 
 
-def _orientation(picture: Image.Image) -> int:
+def orientation(picture: Image.Image) -> int:
     """The EXIF orientation; 1, upright, where there is none or it cannot be read."""
     try:
-        return int(picture.getexif().get(_ORIENTATION_TAG, 1))
+        return int(picture.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # a damaged tag leaves a picture that is fine otherwise
         return 1
 
@@ -218,7 +225,7 @@ def _rgb_of_pil(picture: Image.Image, name: str) -> np.ndarray:
     if 0 in picture.size:
         raise PictureError(f"{name}: expected at least one pixel, got {picture.size[0]} x {picture.size[1]}")
     picture.load()  # before the orientation is asked for: a TIFF turns itself upright here, and says so then
-    turn = _UPRIGHT.get(_orientation(picture))
+    turn = _UPRIGHT.get(orientation(picture))
     if turn is not None:
         picture = picture.transpose(turn)
     mode = picture.mode
@@ -259,13 +266,17 @@ def _damage_named(name: str) -> Iterator[None]:
         raise PictureError(f"{name}: expected a whole picture, got a damaged one ({error})") from error
 
 
+def open_picture(file: IO[bytes] | Path) -> Image.Image:
+    """Pillow's picture of a file in one of the formats that are read here, not decoded yet."""
+    Image.init()  # so that the formats which need a plugin are known
+    return Image.open(file, formats=[kind for kind in FORMATS if kind in Image.OPEN])
+
+
 def _decode(file: IO[bytes], name: str) -> np.ndarray:
     """The pixels of an encoded picture."""
     if not file.read(1):
         raise PictureError(f"{name}: expected a picture, got an empty file")
-    Image.init()  # so that the formats which need a plugin are known
-    formats = [kind for kind in FORMATS if kind in Image.OPEN]
-    with _damage_named(name), Image.open(file, formats=formats) as picture:
+    with _damage_named(name), open_picture(file) as picture:
         width, height = picture.size
         if Image.MAX_IMAGE_PIXELS is not None and width * height > Image.MAX_IMAGE_PIXELS:
             raise Image.DecompressionBombError(f"{width} x {height}")
@@ -347,6 +358,3 @@ def read(item: Any, channel_order: str = "rgb") -> Picture:
             raise PictureError(f"tensor: expected one that numpy can take ({error})") from error
         return Picture(_rgb_of_array(array, "tensor", channel_order, channels_first=True))
     raise PictureError(f"expected a path, file, bytes, PIL picture, array or tensor, got {type(item).__name__}")
-
-
-__all__ = ["FORMATS", "SUFFIXES", "Picture", "PictureError", "expand", "is_picture", "listed", "read"]

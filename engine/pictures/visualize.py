@@ -10,9 +10,7 @@ Needs numpy and Pillow; no torch is imported here.
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
-from types import SimpleNamespace
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,8 +18,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
 from .fonts import font_for
-from .outlines import Bools, Ints, crop_of_runs
 from .reading import read
+
+__all__ = ["PALETTE", "Drawable", "draw"]
 
 Color = tuple[int, int, int]
 Point = tuple[float, float]
@@ -224,40 +223,6 @@ class Drawable(Protocol):
     def crop(self, index: int, /) -> tuple[NDArray[np.bool_], int, int]: ...
 
 
-@dataclass(frozen=True)
-class Shapes:
-    """Objects from anywhere, drawable.
-
-    Attributes:
-        size: height and width of the picture.
-        boxes: float32 [N, 4] xyxy.
-        labels: int64 [N].
-        names, scores: of each object.
-        runs: run lengths of each mask; None for boxes alone.
-    """
-
-    size: tuple[int, int]
-    boxes: NDArray[np.float32]
-    labels: NDArray[np.int64]
-    names: Sequence[str]
-    scores: Sequence[float]
-    runs: Sequence[Ints] | None
-
-    @property
-    def has_masks(self) -> bool:
-        return self.runs is not None
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def __iter__(self) -> Iterator[Any]:
-        return (SimpleNamespace(name=name, score=score) for name, score in zip(self.names, self.scores, strict=True))
-
-    def crop(self, index: int) -> tuple[Bools, int, int]:
-        assert self.runs is not None
-        return crop_of_runs(self.runs[index], self.size[0])
-
-
 def draw(
     picture: Any,
     result: Drawable,
@@ -338,6 +303,3 @@ def draw(
             if place:
                 pills.draw(*place, color)
     return canvas
-
-
-__all__ = ["PALETTE", "Drawable", "Shapes", "draw"]

@@ -22,10 +22,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from ..pictures.outlines import crop_of_runs
-from ..pictures.reading import FORMATS, PictureError, read
+from ..pictures.reading import PictureError, open_picture, orientation, read
 from .segmentation import polygons_of, runs_of
 
 __all__ = [
@@ -41,7 +40,6 @@ __all__ = [
     "read_upright",
 ]
 
-ORIENTATION_TAG = 0x0112
 # Back from the upright picture to the pixels as stored, for the tags that turn it by a quarter.
 STORED: dict[int, Callable[[NDArray[np.uint8]], NDArray[np.uint8]]] = {
     5: lambda upright: upright.transpose(1, 0, 2),
@@ -331,14 +329,10 @@ def read_upright(path: Path, size: tuple[int, int]) -> NDArray[np.uint8]:
     upright = read(path).array
     if upright.shape[:2] == size:
         return upright
-    if upright.shape[1::-1] == size and (turn := STORED.get(_orientation(path))):
-        return np.ascontiguousarray(turn(upright))
+    if upright.shape[1::-1] == size:
+        with open_picture(path) as picture:
+            turn = STORED.get(orientation(picture))
+        if turn:
+            return np.ascontiguousarray(turn(upright))
     expected, got = f"{size[1]} x {size[0]}", f"{upright.shape[1]} x {upright.shape[0]}"
     raise SizeError(f"{path}: expected the annotations' {expected} pixels, got {got}")
-
-
-def _orientation(path: Path) -> int:
-    """The orientation tag of a picture that can be read."""
-    with Image.open(path, formats=[kind for kind in FORMATS if kind in Image.OPEN]) as picture, suppress(Exception):
-        return int(picture.getexif().get(ORIENTATION_TAG, 1))
-    return 1  # a damaged tag turned nothing

@@ -8,10 +8,11 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from ...kernels.cpu.masks import box_of_runs, decode_runs
+from ..inference.result import Result
 from ..model.files import write_whole
 from ..pictures.charts import new_figure
 from ..pictures.fonts import font_for
-from ..pictures.visualize import Shapes, draw
+from ..pictures.visualize import draw
 from .data import read_upright
 from .detection import Source
 from .evaluate import TITLES, Entry, Evaluation, Matches
@@ -100,7 +101,7 @@ def _row(matches: Matches, picture: Source, names: Mapping[int, str], masks: boo
     pixels = read_upright(picture.path, picture.size)
     panels = []
     for part, entries in ((slice(len(objects)), objects), (slice(len(objects), None), claims)):
-        shown = _shapes(picture.size, entries, texts[part], colours[part], masks)
+        shown = _result(picture.size, entries, texts[part], colours[part], masks)
         panel = draw(pixels, shown, color_by="class", scores=entries is claims)
         panel.thumbnail(PANEL, Image.Resampling.LANCZOS)
         panels.append(panel)
@@ -115,13 +116,13 @@ def _row(matches: Matches, picture: Source, names: Mapping[int, str], masks: boo
     return row
 
 
-def _shapes(
+def _result(
     size: tuple[int, int], entries: Sequence[Entry], names: Sequence[str], colours: Sequence[int], masks: bool
-) -> Shapes:
+) -> Result:
     """Annotations or detections, each of them named and coloured."""
     runs = [decode_runs(entry["segmentation"]["counts"]) for entry in entries] if masks else None
     found = [entry["bbox"] for entry in entries] if runs is None else [box_of_runs(one, size[0]) for one in runs]
     boxes = np.array(found, np.float32).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]  # xywh to xyxy
     scores = [entry.get("score", 1.0) for entry in entries]
-    return Shapes(size, boxes, np.array(colours, np.int64), names, scores, runs)
+    return Result(boxes, scores, colours, size, names=names, mask_runs=runs)

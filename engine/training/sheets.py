@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
+from ..inference.result import Result
 from ..pictures.fonts import font_for
 from ..pictures.reading import read
-from ..pictures.visualize import Shapes, draw
+from ..pictures.visualize import draw
 from .checking import Fault
 from .data import corners, read_json, read_upright
 from .segmentation import runs_of
@@ -104,7 +105,7 @@ def _tile(path: Path, entry: dict[str, Any], annotations: list[dict[str, Any]], 
     shrink = max(size[1] / TILE[0], size[0] / TILE[1])
     drawing = draw(
         picture,
-        Shapes(size, boxes.astype(np.float32), np.zeros(len(found), np.int64), found, [1.0] * len(found), runs),
+        Result(boxes, np.ones(len(found)), np.zeros(len(found)), size, names=found, mask_runs=runs),
         boxes=True,
         scores=False,
         line=1.3 * shrink,
