@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..engine.model.checkpoints import load_model
 from ..engine.model.losses import LossConfig, Targets, losses
 from ..engine.model.mask_rcnn import MaskRCNN
-from ..engine.model.matching import ANCHORS, OBJECTS, PROPOSALS, draw
+from ..engine.model.matching import ANCHORS, OBJECTS, PROPOSALS, random_keys
 from .comparison import Comparison, Planned, bounded
 from .harness import Row
 from .networks import random_resnet
@@ -102,7 +102,7 @@ class SeededSampler:
         """Labels [N] of each picture, 0 for background and below for neither -> masks of the chosen, uint8 [N]."""
         chosen: tuple[list[Tensor], list[Tensor]] = ([], [])
         for seed, label, last in zip(self.seeds.split(1), labels, self.objects, strict=True):
-            keys = torch.cat(draw(seed, (self.first, len(label) - last), (OBJECTS, last)), 1)[0]
+            keys = torch.cat(random_keys(seed, (self.first, len(label) - last), (OBJECTS, last)), 1)[0]
             order = keys.argsort(descending=True)
             foreground = order[label[order] >= 1][: self.positives]
             background = order[label[order] == 0][: self.total - len(foreground)]

@@ -58,25 +58,23 @@ def run_tests(
     folder: Path,
     seconds: float,
     *,
-    marker: str = "gpu",
     processes: int | None = None,
     longest_test: float = _LONGEST_TEST,
     report: Callable[[Outcomes], object] = lambda _: None,
 ) -> Outcomes:
-    """Run the marked tests of some files.
+    """Run the tests marked `gpu` of some files.
 
     Args:
         files: Of tests.
         folder: For the events and the output of each process, `*.log`.
         seconds: When this has passed, what still runs is ended.
-        marker: Which tests.
         processes: How many at a time; by default one for each core but two, 14 at most.
         longest_test: Seconds after which a test is ended.
         report: Called now and then with what is known so far.
     """
     start = time.monotonic()
     count = processes or max(1, min(_MOST_PROCESSES, (os.cpu_count() or 1) - 2))
-    command = [sys.executable, "-m", "pytest", "-p", __name__, "-p", "no:cacheprovider", "--tb=short", "-m", marker]
+    command = [sys.executable, "-m", "pytest", "-p", __name__, "-p", "no:cacheprovider", "--tb=short", "-m", "gpu"]
     command.append("--continue-on-collection-errors")  # they are reported, and the other files run
     shards = [_Shard(folder / f"{i}", [*command, f"--shard={i}/{count}", *map(str, files)]) for i in range(count)]
     with ThreadPoolExecutor(count) as pool:

@@ -65,7 +65,7 @@ def add(verbs: Verbs) -> None:
         help="COCO annotation file, or a folder with annotations/instances_val2017.json",
     )
     evaluate.add_argument(
-        "--images", type=Path, metavar="DIR", help="folder of the pictures (in a data set's folder: found)"
+        "--images", type=Path, metavar="DIR", help="folder of the pictures (in a data set's folder it is found)"
     )
     evaluate.add_argument("--categories", nargs="+", metavar="NAME", help="count these alone (all of the data set)")
     evaluate.add_argument("--kinds", nargs="+", choices=("bbox", "segm"), help="bbox, segm (what the detections have)")
@@ -184,7 +184,7 @@ def _gathered(
 def _share(
     options: argparse.Namespace, pictures: Sequence["Source"], categories: Mapping[int, str], rank: int, world: int
 ) -> Detected:
-    """The detections of every so-manieth batch; batches are the same however many processes there are."""
+    """The detections of every world-th batch; batches are the same however many processes there are."""
     from ..engine.training.detection import detect, matched
 
     limits: dict[str, int | None] = {"max_detections": options.max_detections, "resize": options.resize}

@@ -44,7 +44,15 @@ def add(verbs: Verbs) -> None:
     )
     profile.add_argument("picture", nargs="?", help="a picture; by default a portrait that scikit-image brings")
     add_weights_option(profile)
-    profile.add_argument("--batch", type=int, default=1, metavar="B", help="copies of it at a time (%(default)s)")
+    profile.add_argument(
+        "--batch-size",
+        "--batch",
+        dest="batch",
+        type=int,
+        default=1,
+        metavar="B",
+        help="copies of it at a time (%(default)s)",
+    )
     profile.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="scale the picture to that first")
     profile.add_argument("--rounds", type=int, default=20, metavar="N", help="timed calls (%(default)s)")
     profile.add_argument("--output", "-o", type=Path, default=Path("profile"), help="folder to write to (%(default)s)")

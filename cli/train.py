@@ -43,7 +43,16 @@ def add(verbs: Verbs) -> None:
     train.add_argument("--val", type=Path, metavar="JSON", help="COCO annotations to evaluate on")
     train.add_argument("--images", type=Path, required=True, metavar="DIR", help="folder of the pictures")
     train.add_argument("--val-images", type=Path, metavar="DIR", help="folder of those to evaluate on (--images)")
-    train.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the run, such as runs/NAME")
+    train.add_argument(
+        "--out",
+        "--output",
+        "-o",
+        dest="out",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="folder of the run, such as runs/NAME",
+    )
     train.add_argument(
         "--weights",
         "-w",

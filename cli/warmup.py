@@ -31,7 +31,14 @@ def add(verbs: Verbs) -> None:
         help="of the pictures (480 640); may be repeated",
     )
     warmup.add_argument(
-        "--batch", type=int, nargs="+", default=[1], metavar="B", help="numbers of pictures at a time (1)"
+        "--batch-size",
+        "--batch",
+        dest="batch",
+        type=int,
+        nargs="+",
+        default=[1],
+        metavar="B",
+        help="numbers of pictures at a time (1)",
     )
     add_device_options(warmup)
     add_checkpoint_options(warmup)

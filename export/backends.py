@@ -95,7 +95,7 @@ class OnnxRuntime:
         if device is not None and device.startswith("cuda") and self.provider != CUDA:
             warnings.warn(
                 f"device: expected {device!r}, but {self.provider} runs: this ONNX Runtime {onnxruntime.__version__} "
-                "finds no CUDA (it takes onnxruntime-gpu, and the CUDA and cuDNN that this is built for)",
+                "finds no CUDA (install onnxruntime-gpu, and the CUDA and cuDNN versions it was built for)",
                 stacklevel=4,
             )
         self._device = ("cuda", number) if self.provider == CUDA else ("cpu", 0)

@@ -88,9 +88,8 @@ def _resize(op: Any, x: ir.Value, size: ir.Value, new: ir.Value, config: ResizeC
             mode="linear",
             coordinate_transformation_mode="half_pixel",
             antialias=int(config.antialias),
-            exclude_outside=int(
-                config.antialias
-            ),  # what of a filter is beyond the edge does not count: as torch, Pillow
+            # What of a filter is beyond the edge does not count: as torch, Pillow
+            exclude_outside=int(config.antialias),
         )
 
     if not config.quantize:

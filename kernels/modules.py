@@ -97,9 +97,8 @@ class MultiScaleRoIAlign(nn.Module):
         strides = [2.0 ** round(math.log2(height / feature.shape[2])) for feature in features]
         if sorted(strides) != strides:
             raise ValueError(f"x: expected the finest map first, got strides {strides}")
-        octaves = [
-            strides[0] * 2**level for level in range(len(strides))
-        ]  # a map of another stride has this one's part
+        # A map of another stride plays the part of the one that torchvision expects in its place.
+        octaves = [strides[0] * 2**level for level in range(len(strides))]
         thresholds = level_thresholds(octaves, self.canonical_scale, self.canonical_level)
         corners, images = split_boxes(boxes, features[0])
         scales = [1 / stride for stride in strides]

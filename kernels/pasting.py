@@ -126,14 +126,14 @@ def mask_probabilities(logits: Tensor, labels: Tensor | None = None) -> Tensor:
 
     Args:
         logits: Floating point `[N, C, m, m]`, or `[N, m, m]` without labels; any strides.
-        labels: Integers `[N]`, the class of each. One that there is not gives zeros on a GPU, where to find out would
-            be to wait.
+        labels: Integers `[N]`, the class of each. A class out of range gives zeros on a GPU, where checking it would
+            mean waiting for the device.
 
     Returns:
         `[N, m, m]`, float64 of float64 logits, else float32. Gradients do not pass.
 
     Raises:
-        ValueError: For a shape, a dtype or a device that does not fit; on a CPU, for a label that there is not.
+        ValueError: For a shape, a dtype or a device that does not fit; on a CPU, for a label out of range.
     """
     expected = 3 if labels is None else 4
     if logits.dim() != expected or logits.shape[-1] != logits.shape[-2] or not logits.is_floating_point():

@@ -44,7 +44,7 @@ def _masks_to_rle(
         areas = sizes.cpu().double().prod(1)  # in int64 the product of two long sides wraps
         _check_pixels(max(areas.tolist(), default=0))
     on_host = np.array([height, width]) if sizes is None else sizes.cpu().numpy()
-    counts = host.mask_runs(as_array(probabilities), as_array(boxes), on_host, rule=rule)
+    counts = host.paste_to_runs(as_array(probabilities), as_array(boxes), on_host, rule=rule)
     runs = np.zeros((len(counts), capacity), np.int32)
     for row, values in zip(runs, counts, strict=True):
         row[: len(values)] = values[:capacity]

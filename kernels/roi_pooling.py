@@ -442,7 +442,7 @@ def pyramid_roi_align(
         strides: Picture pixels per feature pixel of each level, each twice the one before.
         output_size: Bins, (height, width) or one number for both.
         sampling_ratio: Samples per bin and axis; ceil(bin size) of them if not positive.
-        aligned: Whether the centre of a pixel lies at .5 (the module's text says what else it changes).
+        aligned: Whether the centre of a pixel lies at .5 (the module's docstring says what else it changes).
         mode: "avg" or "max" of the samples of a bin.
         canonical_size: `level_thresholds` explains this and the next three.
         canonical_level: See there.
@@ -493,7 +493,7 @@ def roi_align(
         output_size: Bins, (height, width) or one number for both.
         spatial_scale: Feature pixels per picture pixel.
         sampling_ratio: Samples per bin and axis; ceil(bin size) of them if not positive.
-        aligned: Whether the centre of a pixel lies at .5 (the module's text says what else it changes).
+        aligned: Whether the centre of a pixel lies at .5 (the module's docstring says what else it changes).
         mode: "avg" or "max" of the samples of a bin.
 
     Returns:

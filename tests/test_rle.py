@@ -93,7 +93,7 @@ def test_equals_pycocotools(np_rng: np.random.Generator, shape: str, size: tuple
     mask = dense_mask(shape, size, np_rng)
     expected = coco.encode(np.asfortranarray(mask.view(np.uint8)))
     counts = host.runs_of_mask(mask)
-    assert counts.tolist() == reference.mask_runs(torch.from_numpy(mask))
+    assert counts.tolist() == reference.runs_of_mask(torch.from_numpy(mask))
     assert host.encode_runs(counts).encode() == expected["counts"]
     assert host.area_of_runs(counts) == coco.area(expected) == mask.sum()
     assert list(host.box_of_runs(counts, size[0])) == coco.toBbox(expected).tolist()
@@ -111,7 +111,7 @@ def test_pasted_masks_equal_pycocotools(rng: torch.Generator, rule: PasteRule, s
     probabilities[0], boxes[0] = 1.0, torch.tensor([-9.0, -9, size[1] + 9, size[0] + 9])
     masks = paste_masks(probabilities, boxes, size, rule=rule).numpy()
     assert masks.all(1).any()  # a column of ones from top to bottom
-    runs = host.mask_runs(probabilities.numpy(), boxes.numpy(), size, rule=rule)
+    runs = host.paste_to_runs(probabilities.numpy(), boxes.numpy(), size, rule=rule)
     for mask, counts in zip(masks, runs, strict=True):
         expected = coco.encode(np.asfortranarray(mask.view(np.uint8)))
         assert host.encode_runs(counts).encode() == expected["counts"]
@@ -162,7 +162,7 @@ def test_any_division_of_the_work_gives_the_same(
     assert masks[0, 0, 1:].any()
     assert masks[0, -1, :-1].any()
     assert masks[-1, -1, -1]
-    assert counts_of(*runs) == [reference.mask_runs(mask) for mask in masks]
+    assert counts_of(*runs) == [reference.runs_of_mask(mask) for mask in masks]
 
 
 @both_rules
@@ -175,7 +175,7 @@ def test_each_mask_of_a_batch_has_its_own_picture(rng: torch.Generator, rule: Pa
     for n, size in enumerate(sizes):
         if min(size):
             mask = paste_masks(probabilities[n : n + 1], boxes[n : n + 1], size, rule=rule)[0]
-            assert runs[n] == reference.mask_runs(mask)
+            assert runs[n] == reference.runs_of_mask(mask)
 
 
 @both_rules
@@ -185,7 +185,7 @@ def test_runs_in_any_precision(rng: torch.Generator, rule: PasteRule, dtype: tor
     probabilities[2, 3:5] = float("nan")
     probabilities, boxes = probabilities.to(dtype), boxes.to(dtype)
     runs = counts_of(*masks_to_rle(probabilities, boxes, (40, 50), rule=rule, capacity=400))
-    assert runs == [reference.mask_runs(mask) for mask in paste_masks(probabilities, boxes, (40, 50), rule=rule)]
+    assert runs == [reference.runs_of_mask(mask) for mask in paste_masks(probabilities, boxes, (40, 50), rule=rule)]
 
 
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
@@ -214,7 +214,7 @@ def test_pictures_that_only_a_tensor_shows_to_be_too_large() -> None:
 def test_each_mask_has_its_own_picture(rng: torch.Generator, rule: PasteRule) -> None:
     probabilities, boxes = (part.numpy() for part in mask_case(rng, 9, (48, 66)))
     sizes = np.array([(48, 66), (66, 48), (20, 20), (0, 5), (5, 0), (1, 1), (100, 90), (48, 66), (7, 300)])
-    runs = host.mask_runs(probabilities, boxes, sizes, rule=rule)
+    runs = host.paste_to_runs(probabilities, boxes, sizes, rule=rule)
     for n, (height, width) in enumerate(sizes.tolist()):
         mask = host.paste_masks(probabilities[n : n + 1], boxes[n : n + 1], (height, width), rule=rule)[0]
         np.testing.assert_array_equal(host.mask_of_runs(runs[n], (height, width)), mask)
@@ -225,9 +225,9 @@ def test_each_mask_has_its_own_picture(rng: torch.Generator, rule: PasteRule) ->
 @both_rules
 def test_boxes_that_are_none_and_empty_pictures(rule: PasteRule) -> None:
     boxes = np.array([(9, 9, 2, 2), (np.nan, 0, 5, 5), (70, 9, 90, 20), (-1e9, -1e9, 1e9, 1e9)], np.float32)
-    runs = host.mask_runs(np.ones((4, 28, 28), np.float32), boxes, (48, 66), rule=rule)
+    runs = host.paste_to_runs(np.ones((4, 28, 28), np.float32), boxes, (48, 66), rule=rule)
     assert [counts.tolist() for counts in runs] == [[48 * 66]] * 3 + [[0, 48 * 66]]
-    assert host.mask_runs(np.ones((0, 28, 28)), np.ones((0, 4)), (48, 66), rule=rule) == []
+    assert host.paste_to_runs(np.ones((0, 28, 28)), np.ones((0, 4)), (48, 66), rule=rule) == []
     assert (
         host.runs_of_mask(np.zeros((0, 5), bool)).tolist() == host.runs_of_mask(np.zeros((5, 0), bool)).tolist() == [0]
     )
@@ -238,7 +238,7 @@ def test_no_dense_masks_are_made() -> None:
     size, count = (3000, 4000), 40
     boxes = np.tile(np.array([[1000, 1000, 1040, 1040]], np.float32), (count, 1))
     tracemalloc.start()
-    runs = host.mask_runs(np.ones((count, 28, 28), np.float32), boxes, size, rule=PasteRule.DETECTRON2)
+    runs = host.paste_to_runs(np.ones((count, 28, 28), np.float32), boxes, size, rule=PasteRule.DETECTRON2)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert host.area_of_runs(runs[-1]) == 40 * 40
@@ -304,7 +304,7 @@ def test_padded_runs_and_the_length_needed(rng: torch.Generator, rule: PasteRule
     assert runs.dtype == lengths.dtype == torch.int32
     assert runs.shape == (8, capacity)
     masks = paste_masks(probabilities, boxes, (48, 66), rule=rule)
-    expected = [reference.mask_runs(mask) for mask in masks]
+    expected = [reference.runs_of_mask(mask) for mask in masks]
     assert lengths.tolist() == [len(counts) for counts in expected]
     assert runs.tolist() == [(counts + [0] * capacity)[:capacity] for counts in expected]
 
@@ -313,7 +313,7 @@ def test_padded_runs_and_the_length_needed(rng: torch.Generator, rule: PasteRule
 def test_runs_that_do_not_fit_are_not_written_elsewhere(missing: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pytest.importorskip("trimask.kernels.gpu.rle"), "_PROGRAMS", 2)
     inputs = torch.ones(2, 28, 28), torch.tensor([(3.0, 4, 9, 8), (1, 2, 11, 6)]), (20, 30)
-    expected = [reference.mask_runs(mask) for mask in paste_masks(*inputs, rule=PasteRule.DETECTRON2)]
+    expected = [reference.runs_of_mask(mask) for mask in paste_masks(*inputs, rule=PasteRule.DETECTRON2)]
     capacity = len(expected[0]) - missing
     runs, lengths = masks_to_rle(*inputs, rule=PasteRule.DETECTRON2, capacity=capacity)
     assert lengths.tolist() == list(map(len, expected)) == [13, 21]

@@ -252,7 +252,7 @@ class GraphRunner:
         except Exception as error:
             shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
             warnings.warn(
-                f"inputs of shapes {shapes} run without a CUDA graph, as none of use could be captured: "
+                f"inputs of shapes {shapes} run without a CUDA graph, as capturing one failed: "
                 f"{type(error).__name__}: {error}",
                 stacklevel=4,
             )

@@ -26,8 +26,8 @@ from ...kernels.cpu.masks import (
     encode_runs,
     fills_picture,
     mask_of_runs,
-    mask_runs,
     paste_masks,
+    paste_to_runs,
 )
 from ...kernels.paste_rule import PasteRule
 from ..model.files import write_json, write_whole
@@ -234,7 +234,7 @@ class Result:
             return list(self.mask_runs)
         if self.mask_probabilities is None:
             raise ValueError("masks: expected a result with masks, got one of a model that gives boxes only")
-        return mask_runs(self.mask_probabilities, self.boxes, self.size, rule=self.rule)
+        return paste_to_runs(self.mask_probabilities, self.boxes, self.size, rule=self.rule)
 
     @cached_property
     def masks(self) -> Bools:
@@ -334,7 +334,7 @@ class Result:
         try:
             from supervision import Detections
         except ImportError as error:
-            raise ImportError("to_supervision needs the package supervision: pip install supervision") from error
+            raise ImportError("to_supervision needs the package supervision: pip install 'trimask[viz]'") from error
         return Detections(
             xyxy=self.boxes,
             mask=self.masks if self.has_masks else None,

@@ -19,7 +19,7 @@ from .heads import BOX_WEIGHTS
 from .loss_config import LossConfig
 from .mask_rcnn import MaskRCNN
 from .mask_targets import from_masks, from_polygons
-from .matching import ANCHORS, NEITHER, OBJECTS, PROPOSALS, draw, match, sample
+from .matching import ANCHORS, IGNORED, OBJECTS, PROPOSALS, match, random_keys, sample
 from .rpn import BOX_WEIGHTS as RPN_WEIGHTS
 from .trimming import compact, live_rows
 
@@ -102,7 +102,7 @@ def losses(
         proposals, count = model.rpn.select(logits, deltas, sizes, padded, image_sizes, config=training)
         proposals = proposals[:, : live_rows(count, proposals.shape[1])]
         candidates = len(anchors), proposals.shape[1], objects.boxes.shape[1]
-        anchor_keys, *roi_keys = draw(seeds, *zip((ANCHORS, PROPOSALS, OBJECTS), candidates, strict=True))
+        anchor_keys, *roi_keys = random_keys(seeds, *zip((ANCHORS, PROPOSALS, OBJECTS), candidates, strict=True))
         rois = _sample_rois(proposals, count, objects, config, roi_keys)
 
     sampled, sums = _rpn_losses(torch.cat(logits, 1), torch.cat(deltas, 1), anchors, objects, config, anchor_keys)
@@ -143,7 +143,7 @@ class _Objects(NamedTuple):
         return cls(*(x[:, :used] for x in rows))
 
     def match(
-        self, boxes: Tensor, foreground: float, background: float, favourites: bool, crowd: float | None
+        self, boxes: Tensor, foreground: float, background: float, allow_low_quality_matches: bool, crowd: float | None
     ) -> Tensor:
         """For boxes [N, 4] of every picture, or [B, N, 4] of each, their objects as in :func:`match`; [B, N]."""
         boxes = boxes.expand(len(self.boxes), -1, 4)
@@ -151,7 +151,13 @@ class _Objects(NamedTuple):
         parts = zip(*(x.split(at_once) for x in (boxes, self.boxes, self.real, self.crowd)), strict=True)
         return torch.cat(
             [
-                match(*part, foreground=foreground, background=background, favourites=favourites, crowd_threshold=crowd)
+                match(
+                    *part,
+                    foreground=foreground,
+                    background=background,
+                    allow_low_quality_matches=allow_low_quality_matches,
+                    crowd_threshold=crowd,
+                )
                 for part in parts
             ]
         )
@@ -167,7 +173,11 @@ def _rpn_losses(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Which anchors are sampled, bool [B, S], and the sums of the terms over them."""
     matches = objects.match(
-        anchors, config.rpn_foreground, config.rpn_background, favourites=True, crowd=config.crowd_threshold
+        anchors,
+        config.rpn_foreground,
+        config.rpn_background,
+        allow_low_quality_matches=True,
+        crowd=config.crowd_threshold,
     )
     positives = int(config.rpn_samples * config.rpn_positive)
     index, foreground, there = sample(matches, config.rpn_samples, positives, keys)  # [B, S]
@@ -211,10 +221,14 @@ def _sample_rois(
         proposals, there = torch.cat([proposals, objects.boxes], 1), torch.cat([there, objects.real], 1)
         key = torch.cat(keys, 1)
     matches = objects.match(
-        proposals, config.roi_foreground, config.roi_foreground, favourites=False, crowd=config.crowd_threshold
+        proposals,
+        config.roi_foreground,
+        config.roi_foreground,
+        allow_low_quality_matches=False,
+        crowd=config.crowd_threshold,
     )
     positives = int(config.roi_samples * config.roi_positive)
-    index, foreground, there = sample(torch.where(there, matches, NEITHER), config.roi_samples, positives, key)
+    index, foreground, there = sample(torch.where(there, matches, IGNORED), config.roi_samples, positives, key)
     used = live_rows(there.sum(1), there.shape[1])
     index, foreground, there = index[:, :used], foreground[:, :used], there[:, :used]
     matched = matches.gather(1, index).clamp(min=0)

@@ -7,10 +7,10 @@ from torch import Tensor
 
 from . import boxes as B
 
-__all__ = ["ANCHORS", "BACKGROUND", "NEITHER", "OBJECTS", "PROPOSALS", "Sample", "draw", "match", "sample"]
+__all__ = ["ANCHORS", "BACKGROUND", "IGNORED", "OBJECTS", "PROPOSALS", "Sample", "match", "random_keys", "sample"]
 
-BACKGROUND, NEITHER = -1, -2
-ANCHORS, PROPOSALS, OBJECTS = 0, 1 << 30, 2 << 30  # from where on :func:`draw` counts the rows of each
+BACKGROUND, IGNORED = -1, -2
+ANCHORS, PROPOSALS, OBJECTS = 0, 1 << 30, 2 << 30  # from where on :func:`random_keys` counts the rows of each
 KEYS = 1 << 32  # of the random choice: how many there are
 _ALL = KEYS - 1  # bits of one
 
@@ -23,10 +23,10 @@ def match(
     *,
     foreground: float,
     background: float,
-    favourites: bool,
+    allow_low_quality_matches: bool,
     crowd_threshold: float | None,
 ) -> Tensor:
-    """For each box of a picture the index of its object, :data:`BACKGROUND` or :data:`NEITHER`; int64 [B, N].
+    """For each box of a picture the index of its object, :data:`BACKGROUND` or :data:`IGNORED`; int64 [B, N].
 
     Args:
         boxes: [B, N, 4].
@@ -35,8 +35,8 @@ def match(
         crowd: bool [B, G], rows that are regions to ignore.
         foreground: IoU from which on a box takes the object that it overlaps most.
         background: IoU below which it is background.
-        favourites: a box that an object overlaps most, if at all, is foreground whatever their IoU; it takes the
-            object that *it* overlaps most.
+        allow_low_quality_matches: a box that an object overlaps most, if at all, is foreground whatever their IoU; it
+            takes the object that *it* overlaps most.
         crowd_threshold: a box of the background is neither, where more than this share of its area lies in a crowd's
             box; None counts it as background.
     """
@@ -44,13 +44,13 @@ def match(
     overlap = shared / (B.area(objects)[..., None] + area - shared)
     overlap.masked_fill_(~real[..., None], -1.0)
     best, nearest = overlap.max(1)
-    found = torch.where(best >= foreground, nearest, torch.where(best < background, BACKGROUND, NEITHER))
-    if favourites:
+    found = torch.where(best >= foreground, nearest, torch.where(best < background, BACKGROUND, IGNORED))
+    if allow_low_quality_matches:
         most = overlap.amax(2, keepdim=True)
         found = torch.where(((overlap == most) & (most > 0)).any(1), nearest, found)
     if crowd_threshold is not None:
         covered = (shared / area).masked_fill_(~crowd[..., None], 0.0).amax(1) > crowd_threshold
-        found = torch.where(covered & (found == BACKGROUND), NEITHER, found)
+        found = torch.where(covered & (found == BACKGROUND), IGNORED, found)
     return found
 
 
@@ -68,7 +68,7 @@ class Sample(NamedTuple):
     there: Tensor
 
 
-def draw(seeds: Tensor, *kinds: tuple[int, int]) -> list[Tensor]:
+def random_keys(seeds: Tensor, *kinds: tuple[int, int]) -> list[Tensor]:
     """Random keys for rows of pictures, by which to choose among them: for each kind int64 [B, rows], 0 to `KEYS` - 1.
 
     A key is a function of its picture's seed and its row alone, the same on every device, whatever else is in the
@@ -103,7 +103,7 @@ def sample(matches: Tensor, total: int, positives: int, keys: Tensor) -> Sample:
         matches: int64 [B, N] of :func:`match`.
         total: S, cut to N.
         positives: no more than ``total``.
-        keys: [B, N] of :func:`draw`.
+        keys: [B, N] of :func:`random_keys`.
     """
     capacity = matches.shape[1]
     best, index = torch.where(matches >= 0, keys, -1).topk(min(positives, capacity), 1)

@@ -12,7 +12,7 @@ from ...kernels.cpu.bilinear import taps
 from ..model.config import InputConfig, ResizeConfig
 from .resize import padded_size, resized_size
 
-__all__ = ["make_batch", "resize_picture"]
+__all__ = ["make_batch"]
 
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
@@ -38,11 +38,11 @@ def make_batch(
     height, width = fixed or padded_size(sizes, config.size_divisible)
     batch = np.zeros((len(pictures), 3, height, width), np.float32)
     for target, picture, (h, w) in zip(batch, pictures, sizes, strict=True):
-        target[:, :h, :w] = resize_picture(picture, (h, w), config.resize).transpose(2, 0, 1)
+        target[:, :h, :w] = _resize(picture, (h, w), config.resize).transpose(2, 0, 1)
     return batch, np.array(sizes, np.int64), np.array(originals, np.int64)
 
 
-def resize_picture(picture: Bytes, size: tuple[int, int], config: ResizeConfig) -> Floats | Bytes:
+def _resize(picture: Bytes, size: tuple[int, int], config: ResizeConfig) -> Floats | Bytes:
     """One picture, uint8 RGB [H, W, 3] -> levels 0..255 [h, w, 3]: uint8 where they are whole, else float32."""
     if picture.shape[:2] == size:
         return picture

@@ -18,8 +18,8 @@ def resize_picture(picture: NDArray[np.uint8], config: ResizeConfig, size: tuple
 
     The size (h, w) is the config's, unless another is given.
 
-    torchvision resizes floats without antialiasing; Detectron2 lets PIL resize the uint8 picture; OpenCV's resize
-    (MMDetection) is bilinear without antialiasing, rounded to whole levels.
+    torchvision resizes floats without antialiasing; Detectron2 has Pillow resize the uint8 picture, antialiased;
+    MMDetection has OpenCV do it, without antialiasing and in fixed-point arithmetic.
     """
     size = size or resized_size(picture.shape[:2], config)
     return _resize([picture], [size], size, config, torch.device("cpu"))[0]

@@ -28,7 +28,7 @@ class TrainConfig:
             is less.
         schedule: after it: "step" multiplies by a tenth at each of ``steps``; "cosine" falls to 0; "constant".
         steps: of the schedule, in shares of the iterations.
-        clip_norm: longest gradient; 0: no limit.
+        clip_norm: largest norm of the gradient; 0: no clipping.
         ema: decay of the moving average of the weights, which is then what is evaluated and kept; 0: none.
         frozen_stages: parts of the trunk that stay as they are: 1 the stem, 2 the first stage too, and so on.
         norms: "frozen" keeps the batch norms that came with the weights as they are; "live" trains all of them;
@@ -90,8 +90,8 @@ class TrainConfig:
         for name in ("learning_rate", "weight_decay", "clip_norm", "repeat_threshold", *counts):
             check(getattr(self, name) is None or getattr(self, name) >= 0, name, "at least 0")
         for name in ("momentum", "ema"):
-            check(0 <= getattr(self, name) < 1, name, "a number from 0 up to, without, 1")
-        check(0 <= self.seed < 2**31, "seed", "a number from 0 up to, without, 2**31")
+            check(0 <= getattr(self, name) < 1, name, "a number in [0, 1)")
+        check(0 <= self.seed < 2**31, "seed", "an integer in [0, 2**31)")
         figures = r"(bbox|segm)_(AP(50|75|s|m|l)?|AR(1|10|100|s|m|l))"
         check(re.fullmatch(figures, self.best) is not None, "best", "an evaluation's figure such as segm_AP")
         if self.optimizer == "adamw" and self.learning_rate is not None:
@@ -143,7 +143,7 @@ class AugmentConfig:
         color: probability that brightness, contrast, saturation and hue change.
         brightness, contrast, saturation: each is scaled by a factor from 1 - x to 1 + x.
         hue: it turns by up to this share of the circle, either way.
-        grey: probability that colours go.
+        grey: probability of turning it to greyscale.
         copy_paste: probability that objects of another picture are pasted, each with an even chance.
     """
 

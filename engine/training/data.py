@@ -205,7 +205,7 @@ class CocoDataset:
                     where = f"{kind} {entry['id']!r}" if isinstance(entry, dict) and "id" in entry else f"{kind} {n}"
                     raise ValueError(
                         f"{self.annotations}: {where}: expected {name} as {wanted.__name__}, got {value!r:.60} "
-                        "(trimask check-data --fix mends much)"
+                        "(trimask check-data --fix repairs most faults)"
                     )
             yield values
 

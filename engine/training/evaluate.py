@@ -1,6 +1,6 @@
 """COCO's average precision and recall, of boxes and of masks.
 
-The figures are those of pycocotools (or of faster-coco-eval, which gives the same), around whose traps this leads:
+The figures are those of pycocotools (or of faster-coco-eval, which gives the same), whose pitfalls this avoids:
 
 - An annotation with id 0 counts as missed there, whatever finds it: annotations are numbered anew, from 1.
 - Where a detection has a box, masks are sorted into small, medium and large by the box's area: for masks the box is

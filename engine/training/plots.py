@@ -124,5 +124,5 @@ def _result(
     found = [entry["bbox"] for entry in entries] if runs is None else [box_of_runs(one, size[0]) for one in runs]
     boxes = np.array(found, np.float32).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]  # xywh to xyxy
-    scores = [entry.get("score", 1.0) for entry in entries]
-    return Result(boxes, scores, colours, size, names=names, mask_runs=runs)
+    scores = np.array([entry.get("score", 1.0) for entry in entries], np.float32)
+    return Result(boxes, scores, np.array(colours, np.int64), size, names=names, mask_runs=runs)

@@ -105,7 +105,9 @@ def _tile(path: Path, entry: dict[str, Any], annotations: list[dict[str, Any]], 
     shrink = max(size[1] / TILE[0], size[0] / TILE[1])
     drawing = draw(
         picture,
-        Result(boxes, np.ones(len(found)), np.zeros(len(found)), size, names=found, mask_runs=runs),
+        Result(
+            boxes, np.ones(len(found), np.float32), np.zeros(len(found), np.int64), size, names=found, mask_runs=runs
+        ),
         boxes=True,
         scores=False,
         line=1.3 * shrink,

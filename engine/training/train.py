@@ -73,7 +73,7 @@ def train(
         How the run ended; ``outcome.weights`` is the file of the best model.
 
     Raises:
-        TypeError: a setting that there is not.
+        TypeError: an unknown setting.
         ValueError: arguments that do not fit each other, the data, or the run in the folder.
         FileExistsError: there is a run in the folder, and it is not to be resumed, or it is at work.
         PictureError: a picture to evaluate on cannot be read, or is of another size than its annotations say.

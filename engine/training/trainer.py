@@ -154,7 +154,7 @@ class Trainer:
         self._without_better = 0
         self._summary: dict[str, float] = {}
         self._owes_evaluation = False
-        self._judge = (
+        self._criterion = (
             None
             if validation is None
             else [_decisive(config, model), sha256(validation.annotations.read_bytes()).hexdigest()]
@@ -189,7 +189,7 @@ class Trainer:
         """See now, rather than after hours, that the pictures to evaluate on can be read."""
         mine = self._share_of_validation()
         with ThreadPoolExecutor(max(self.config.workers, 1)) as pool:
-            for _ in self.progress(pool.map(_see, mine), len(mine)):
+            for _ in self.progress(pool.map(_check_readable, mine), len(mine)):
                 pass
 
     def _train(self, stop: Stop) -> str:
@@ -213,7 +213,7 @@ class Trainer:
             late = LATE if self.processes.device.type == "cuda" and not any(due) else 0
             stopped = ""
             while len(self._late) > (0 if stopped else late):
-                stopped = self._look(self._late.popleft(), stop) or stopped
+                stopped = self._check_losses(self._late.popleft(), stop) or stopped
             if due[0]:
                 self._log(self._measured())
             if due[1] or due[2] or stopped:
@@ -297,7 +297,7 @@ class Trainer:
             self.average.update(self.model, self.iteration)
         return norm.detach().float()
 
-    def _look(self, reading: Reading, stop: Stop) -> str:
+    def _check_losses(self, reading: Reading, stop: Stop) -> str:
         """Take in an update's losses; why to stop, if it is so."""
         *terms, norm, asked = reading.wait()
         if not all(map(math.isfinite, terms)):
@@ -393,7 +393,7 @@ class Trainer:
                 "optimizer": self.optimizer.state_dict(),
                 "scaler": self.scaler.state_dict(),
                 "window": asdict(self._window),
-                "judge": self._judge,
+                "judge": self._criterion,
                 "best": self._best,
                 "without_better": self._without_better,
                 "summary": self._summary,
@@ -409,9 +409,9 @@ class Trainer:
         self.scaler.load_state_dict(state["scaler"])
         self._window = Window(**state["window"])
         self._owes_evaluation = state["owes_evaluation"]
-        before = state.get("judge", self._judge)
-        if self.validation is None or before == self._judge:
-            self._judge = before
+        before = state.get("judge", self._criterion)
+        if self.validation is None or before == self._criterion:
+            self._criterion = before
             self._best = state["best"] and tuple(state["best"])
             self._without_better = state["without_better"]
             self._summary = state["summary"]
@@ -452,7 +452,9 @@ def _check(
     else:  # now, rather than after hours
         lost = [str(record.path) for record in validation.records if not record.path.is_file()]
         if lost:
-            raise ValueError(f"{validation.annotations}: expected all its pictures, lost {len(lost)}: {lost[0]}")
+            raise ValueError(
+                f"{validation.annotations}: expected all its pictures, {len(lost)} are missing, such as {lost[0]}"
+            )
         nothing = check_truth(validation.annotations, _kinds(model), validation.category_ids)
         if math.isnan(nothing[figure := _decisive(config, model)]):
             raise ValueError(
@@ -469,7 +471,7 @@ def _check(
         )
 
 
-def _see(record: Record) -> None:
+def _check_readable(record: Record) -> None:
     read_upright(record.path, record.size)
 
 

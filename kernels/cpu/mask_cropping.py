@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..sampling import Sampling
-from .roi_pooling import _plan, _taps
+from .roi_pooling import plan, taps
 
 __all__ = ["crop_masks"]
 
@@ -37,9 +37,9 @@ def _crop(masks: Tensor, boxes: Tensor, images: Tensor, sampling: Sampling) -> T
     n, height, width = masks.shape
     shape = (n, 1, height, width)
     out = boxes.new_zeros(len(boxes), *sampling.output_size)
-    chunks, _ = _plan(boxes, images, [shape], boxes.dtype, sampling, 0, 0, _BYTES)
+    chunks, _ = plan(boxes, images, [shape], boxes.dtype, sampling, 0, 0, _BYTES)
     for chunk in chunks:
-        (pixel, weight_y), (column, weight_x) = _taps(chunk, shape, sampling)
+        (pixel, weight_y), (column, weight_x) = taps(chunk, shape, sampling)
         row = (pixel - (chunk.images * (height * width))[:, None, None]) // width
         top, bands = _dense(row, weight_y)
         left, stripes = _dense(column, weight_x)

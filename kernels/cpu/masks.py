@@ -25,9 +25,9 @@ __all__ = [
     "encode_runs",
     "fills_picture",
     "mask_of_runs",
-    "mask_runs",
     "paste_crops",
     "paste_masks",
+    "paste_to_runs",
     "runs_of_mask",
 ]
 
@@ -69,7 +69,7 @@ def paste_masks(
     return out
 
 
-def mask_runs(probabilities: ArrayLike, boxes: ArrayLike, size: ArrayLike, *, rule: PasteRule) -> list[NDArray]:
+def paste_to_runs(probabilities: ArrayLike, boxes: ArrayLike, size: ArrayLike, *, rule: PasteRule) -> list[NDArray]:
     """The run lengths of pasted masks: `runs_of_mask` of each mask of `paste_masks`, without making those.
 
     Args:
@@ -93,7 +93,7 @@ def mask_runs(probabilities: ArrayLike, boxes: ArrayLike, size: ArrayLike, *, ru
 def paste_crops(
     probabilities: ArrayLike, boxes: ArrayLike, size: ArrayLike, *, rule: PasteRule
 ) -> Iterator[tuple[NDArray[np.bool_], int, int]]:
-    """The part of each picture that can differ from zero, one mask after the other; arguments as in `mask_runs`.
+    """The part of each picture that can differ from zero, one mask after the other; arguments as in `paste_to_runs`.
 
     Yields:
         N times the pixels under a box, bool `[h, w]`, with the row and the column of the first of them.

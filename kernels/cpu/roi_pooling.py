@@ -78,12 +78,12 @@ def roi_align(
     if out.numel():
         size = out.element_size() if sampling.mode == "avg" else _CANDIDATE_BYTES
         shapes = [feature.shape for feature in features]
-        chunks, invalid = _plan(boxes, images, shapes, out.dtype, sampling, c * size, _TAP_BYTES, _FORWARD_BYTES)
+        chunks, invalid = plan(boxes, images, shapes, out.dtype, sampling, c * size, _TAP_BYTES, _FORWARD_BYTES)
         for level, group in groupby(chunks, attrgetter("level")):
             of_level = list(group)
             read = _reader(features[level], h * w * sum(chunk.taps * len(chunk.rows) for chunk in of_level))
             for chunk in of_level:
-                y, x = _taps(chunk, shapes[level], sampling)
+                y, x = taps(chunk, shapes[level], sampling)
                 if sampling.mode == "avg":
                     values = _weighted_sum(read, y, x)
                 else:
@@ -126,7 +126,7 @@ def roi_align_backward(
         average = sampling.mode == "avg"
         size, tap = (0, _SORTED_TAP_BYTES) if average else (c * _MAX_VALUE_BYTES, _TAP_BYTES)
         budget = _BACKWARD_BYTES if average else _FORWARD_BYTES
-        chunks, _ = _plan(boxes, images, shapes, rows.dtype, sampling, size, tap, budget)
+        chunks, _ = plan(boxes, images, shapes, rows.dtype, sampling, size, tap, budget)
         for level, group in groupby(chunks, attrgetter("level")):
             if average:
                 plane = _average_gradient(rows, group, shapes[level], sampling)
@@ -143,7 +143,7 @@ def _average_gradient(rows: Tensor, chunks: Iterable[_Chunk], shape: Sequence[in
     """Of one level, `[N * H * W, C]`, from the gradients of all bins, `[K * h * w, C]`."""
     n, _, height, width = shape
     parts = (
-        _transposed_sum(rows, _bins(chunk, sampling), *_taps(chunk, shape, sampling), n * height * width)
+        _transposed_sum(rows, _bins(chunk, sampling), *taps(chunk, shape, sampling), n * height * width)
         for chunk in chunks
     )
     return reduce(Tensor.add_, parts)
@@ -156,7 +156,7 @@ def _max_gradient(rows: Tensor, chunks: Sequence[_Chunk], feature: Tensor, sampl
     bins = sampling.output_size[0] * sampling.output_size[1]
     read = _reader(feature, bins * sum(chunk.taps * len(chunk.rows) for chunk in chunks))
     for chunk in chunks:
-        y, x = _taps(chunk, feature.shape, sampling)
+        y, x = taps(chunk, feature.shape, sampling)
         _, numbers = _sampled_max(read, chunk, y, x, numbered=True)
         _scatter_corners(plane, rows[_bins(chunk, sampling)], numbers, y, x)
     return plane
@@ -202,7 +202,7 @@ def _reader(feature: Tensor, wanted: int) -> _Read:
     return read
 
 
-def _plan(
+def plan(
     boxes: Tensor,
     images: Tensor,
     shapes: Sequence[Sequence[int]],
@@ -257,7 +257,7 @@ def _most_samples(extent: int) -> int:
     return 2 * extent + 5
 
 
-def _taps(chunk: _Chunk, shape: Sequence[int], sampling: Sampling) -> tuple[_Taps, _Taps]:
+def taps(chunk: _Chunk, shape: Sequence[int], sampling: Sampling) -> tuple[_Taps, _Taps]:
     """Taps of the lines, as indices of their first pixel among the pixels of the level, and of the columns.
 
     A sample has two taps; where an average is of dense samples, they are merged into one tap a pixel.

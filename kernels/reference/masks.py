@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..paste_rule import PasteRule
 
-__all__ = ["mask_runs", "paste_masks", "paste_values"]
+__all__ = ["paste_masks", "paste_values", "runs_of_mask"]
 
 
 def paste_values(probabilities: Tensor, boxes: Tensor, size: tuple[int, int], *, rule: PasteRule) -> Tensor:
@@ -42,7 +42,7 @@ def paste_masks(probabilities: Tensor, boxes: Tensor, size: tuple[int, int], *, 
     return values >= rule.threshold if rule.inclusive else values > rule.threshold
 
 
-def mask_runs(mask: Tensor) -> list[int]:
+def runs_of_mask(mask: Tensor) -> list[int]:
     """COCO's counts of a dense mask `[H, W]`: down its columns, zeros first."""
     stretches = [(value, len(list(run))) for value, run in groupby(mask.T.flatten().tolist())]
     return [0] * (bool(stretches) and bool(stretches[0][0])) + [length for _, length in stretches]

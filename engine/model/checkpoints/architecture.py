@@ -41,7 +41,7 @@ class Shapes:
         return 1 + max((int(match[1]) for match in map(regex.fullmatch, self.shapes) if match), default=-1)
 
     def norm_groups(self, part: str) -> int:
-        """Of the norms of a part of the model, which are batch norms, and have none, where one has statistics."""
+        """The groups of a part's group norms; 0 where its norms are batch norms, which have statistics."""
         leaves = {name.rpartition(".norm.")[2] for name in self.shapes if re.match(rf"{part}\..*\.norm\.", name)}
         return NORM_GROUPS if leaves and "running_var" not in leaves else 0
 

@@ -18,9 +18,9 @@ from ..config import MaskRCNNConfig, ResNetConfig
 from ..files import write_whole
 from ..mask_rcnn import MaskRCNN
 from .mapping import differences
-from .reading import Contents, read
+from .reading import Contents
 
-__all__ = ["FORMAT", "blank_model", "from_contents", "header", "load", "naming", "outline", "save", "weights"]
+__all__ = ["FORMAT", "blank_model", "from_contents", "header", "naming", "outline", "save", "weights"]
 
 KEY = "trimask"
 FORMAT = 1  # what this version writes, and the newest that it reads
@@ -66,18 +66,6 @@ def save(
     path = Path(path)
     # `save_file` of safetensors would make a file that its owner alone can read.
     write_whole(path, lambda file: file.write(to_bytes(tensors, {KEY: json.dumps(about, separators=(",", ":"))})))
-
-
-def load(path: str | Path) -> MaskRCNN:
-    """Read what :func:`save` wrote: float32, in evaluation mode.
-
-    Raises:
-        ValueError: naming the path, for another kind of file, a newer format, or tensors that do not fit the config.
-    """
-    path = Path(path)
-    contents = read(path)
-    with naming(path):
-        return from_contents(contents)
 
 
 @contextmanager
