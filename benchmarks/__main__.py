@@ -66,15 +66,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("--data, --images: expected both of them or neither")
 
     limit_threads(options.threads)  # before torch is loaded, below
+    if options.minutes is None and options.subject in ("gpu", "check"):
+        options.minutes = GPU_MINUTES
     if options.commit:
         os.environ["TRIMASK_COMMIT"] = options.commit
     try:
         if options.subject == "check":
             from .check import check
 
-            return check(
-                options.device, options.quick, options.only, options.json, 60 * (options.minutes or GPU_MINUTES)
-            )
+            return check(options.device, options.quick, options.only, options.json, 60 * options.minutes)
         if options.subject == "tables":
             from .tables import rewrite
 
@@ -106,11 +106,11 @@ def _groups(options: argparse.Namespace, facts: dict[str, Any]) -> Iterator[Any]
         clock = with_ceilings(options.device, options.quick, facts)
         facts["finished"] = False
         parts = [part for part in (*PARTS, *PRECISIONS) if part in options.only]
-        yield from bench.run(clock, options.quick, parts, 60 * (options.minutes or GPU_MINUTES))
+        yield from bench.run(clock, options.quick, parts, 60 * options.minutes)
         facts["finished"] = True
         return
     clock = with_ceilings("cpu", options.quick, facts)
-    more: dict[str, Any] = {"minutes": options.minutes} if options.minutes else {}
+    more: dict[str, Any] = {} if options.minutes is None else {"minutes": options.minutes}
     if options.subject == "export":
         more["data"] = bench.Data(options.data, options.images, options.calibrate or ())
     yield from above_floors(bench.run(options.threads, options.quick, **more), clock)

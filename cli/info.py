@@ -114,7 +114,9 @@ def _kernels(device: "torch.device") -> tuple[str, str]:
         return "Triton" if version is None else f"Triton {version}", asked if choice == "triton" else "a GPU and triton"
     if choice == "torch":
         return PLAIN, asked
-    return PLAIN, "no CUDA device" if device.type == "cpu" else "triton is not installed"
+    if device.type == "cpu":
+        return PLAIN, "no CUDA device"
+    return PLAIN, "triton is not installed" if version is None else "the GPU is older than compute capability 7.5"
 
 
 def _c_compiler() -> str | None:

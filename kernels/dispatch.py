@@ -17,7 +17,7 @@ def use_triton(device: torch.device) -> bool:
 
     The environment variable ``TRIMASK_KERNELS`` decides, read at every call:
 
-    - ``auto``, or unset: on CUDA and ROCm devices where triton is installed;
+    - ``auto``, or unset: on CUDA (from compute capability 7.5 on) and ROCm devices where triton is installed;
     - ``torch``: nowhere;
     - ``triton``: everywhere. On a CPU this takes ``TRITON_INTERPRET=1``, set before triton is imported: for tests.
 
@@ -27,12 +27,16 @@ def use_triton(device: torch.device) -> bool:
     choice = os.environ.get(VARIABLE) or "auto"
     if choice not in ("auto", "torch", "triton"):
         raise ValueError(f"{VARIABLE}: expected auto, torch or triton, got {choice!r}")
-    return choice == "triton" or (choice == "auto" and device.type == "cuda" and _has_triton())
+    return choice == "triton" or (choice == "auto" and device.type == "cuda" and _has_triton(device))
 
 
 @cache
-def _has_triton() -> bool:
-    return find_spec("triton") is not None
+def _has_triton(device: torch.device) -> bool:
+    if find_spec("triton") is None:
+        return False
+    if torch.version.hip is not None or not torch.cuda.is_available():  # the latter for tensors that are pretence
+        return True
+    return torch.cuda.get_device_capability(device) >= (7, 5)
 
 
 def current_device(device: torch.device) -> AbstractContextManager[object]:

@@ -72,9 +72,11 @@ def test_shapes_and_options_have_recordings_of_their_own() -> None:
         lambda on: torch.use_deterministic_algorithms(on, warn_only=True),
         lambda on: setattr(torch.backends.cudnn, "allow_tf32", not on),
         lambda on: torch.set_float32_matmul_precision("high" if on else "highest"),
+        lambda on: setattr(torch.backends.cudnn, "enabled", not on),
+        lambda on: setattr(torch.backends.cuda.matmul, "allow_fp16_reduced_precision_reduction", not on),
         lambda on: os.environ.update(TRIMASK_KERNELS="torch" if on else "auto"),
     ],
-    ids=["deterministic", "convolutions", "products", "kernels"],
+    ids=["deterministic", "convolutions", "products", "cudnn", "sums", "kernels"],
 )
 def test_what_a_program_switches_is_recorded_anew(
     switch: Callable[[bool], None], monkeypatch: pytest.MonkeyPatch

@@ -308,6 +308,7 @@ def test_info(capsys: pytest.CaptureFixture[str]) -> None:
         ("triton", False, "3.7.1", "Triton 3.7.1", "TRIMASK_KERNELS=triton"),
         ("auto", True, "3.7.1", "Triton 3.7.1", "a GPU and triton"),
         ("", True, None, "plain torch", "triton is not installed"),
+        ("", True, "old", "plain torch", "the GPU is older than compute capability 7.5"),
     ],
 )
 def test_info_says_which_kernels_run_and_why(
@@ -322,7 +323,7 @@ def test_info_says_which_kernels_run_and_why(
     monkeypatch.setenv("TRIMASK_KERNELS", variable)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
-    monkeypatch.setattr("trimask.kernels.dispatch._has_triton", lambda: triton is not None)
+    monkeypatch.setattr("trimask.kernels.dispatch._has_triton", lambda _: triton not in (None, "old"))
     monkeypatch.setattr("trimask.cli.info._version", lambda name: triton if name == "triton" else "1.0")
     found = facts(capsys)
     assert (found["kernels"], found["kernels because"]) == (kernels, why)

@@ -65,15 +65,16 @@ def test_pooling(rng: torch.Generator, size: tuple[int, int], dtype: torch.dtype
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(("stride", "dilation"), [(1, 1), (2, 1), (1, 2)])
 @pytest.mark.parametrize("groups", [1, 2])
-def test_convolution(rng: torch.Generator, groups: int, stride: int, dtype: torch.dtype) -> None:
+def test_convolution(rng: torch.Generator, groups: int, stride: int, dilation: int, dtype: torch.dtype) -> None:
     x, weight = random(rng, 2, 16, 9, 8, dtype=dtype), random(rng, 24, 16 // groups, 3, 3, dtype=dtype)
     bias = random(rng, 24, dtype=dtype)
     x, weight = x.contiguous(memory_format=LAST), weight.contiguous(memory_format=LAST)
-    plain = F.conv2d(x.double(), weight.double(), bias.double(), stride, 1, 1, groups)
+    plain = F.conv2d(x.double(), weight.double(), bias.double(), stride, dilation, dilation, groups)
     residual = random(rng, *plain.shape, dtype=dtype).contiguous(memory_format=LAST)
-    options = {"stride": (stride, stride), "padding": (1, 1), "groups": groups}
+    around = dilation, dilation
+    options = {"stride": (stride, stride), "padding": around, "dilation": around, "groups": groups}
     for extra in (None, residual):
         exact = (plain if extra is None else plain + extra.double()).relu()
         got = conv_relu(x, weight, bias, extra, **options)

@@ -567,11 +567,17 @@ def test_a_model_finds_on_a_gpu_what_it_finds_on_a_cpu() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", HALVES)
-def test_a_fused_convolution_reads_nothing_of_where_it_writes(dtype: torch.dtype, rng: torch.Generator) -> None:
+@pytest.mark.parametrize(("side", "stride"), [(3, 1), (3, 2), (1, 1), (1, 2)])
+def test_a_fused_convolution_reads_nothing_of_where_it_writes(
+    side: int, stride: int, dtype: torch.dtype, rng: torch.Generator
+) -> None:
     """Its residual of nothing is the memory of its result, times zero: that may hold a NaN."""
-    x, weight = torch.randn(1, 64, 40, 40, generator=rng), torch.randn(64, 64, 3, 3, generator=rng)
+    x, weight = torch.randn(1, 64, 40, 40, generator=rng), torch.randn(64, 64, side, side, generator=rng)
     x, weight = (t.to("cuda", dtype, memory_format=torch.channels_last) for t in (x, weight))
     bias = torch.zeros(64, dtype=dtype, device="cuda")
-    junk = [torch.full(x.shape, torch.nan, dtype=dtype, device="cuda") for _ in range(64)]
+    shape = 1, 64, 40 // stride, 40 // stride
+    junk = [torch.full(shape, torch.nan, dtype=dtype, device="cuda") for _ in range(64)]
     del junk
-    assert conv_relu(x, weight, bias, padding=(1, 1)).isfinite().all()
+    found = conv_relu(x, weight, bias, stride=(stride, stride), padding=(side // 2, side // 2))
+    assert found.shape == shape
+    assert found.isfinite().all()

@@ -262,6 +262,18 @@ def test_the_exported_program_equals_the_model(
                 torch.testing.assert_close(one[:, :live], other, **SUMMED_DIFFERENTLY)
 
 
+@pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS.keys())
+def test_no_part_of_it_asks_for_gradients(
+    config: MaskRCNNConfig, rng: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = cached_model(config)
+    ours = optimize(model, CPU, torch.float32)
+    for graph in (ours, *(for_gpu(model, dtype, monkeypatch) for dtype in (torch.float32, torch.float16))):
+        assert [name for name, parameter in graph.named_parameters() if parameter.requires_grad] == []
+    assert torch.is_grad_enabled()
+    assert not any(x.requires_grad for x in ours(batch(rng), SIZES, SIZES) if x is not None)
+
+
 # What comes out depends on the pictures alone.
 
 

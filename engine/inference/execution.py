@@ -152,7 +152,9 @@ def submit(
         watch = stopwatch(device)
         batch = make_batch([picture.array for picture, _ in pictures], config.input, device)
         watch.mark("preprocess")
-        found = run(batch, (limits,), watch).to_host()
+        # A graph is recorded by another thread, which does not know this one's autocast: without one, both are alike.
+        with torch.autocast(device.type, enabled=False):
+            found = run(batch, (limits,), watch).to_host()
         watch.mark("copy")
     return Pending(found, pictures, config, watch)
 

@@ -37,7 +37,7 @@ __all__ = ["fold", "optimize", "run_lengths"]
 
 def _exact_copy(model: MaskRCNN) -> MaskRCNN:
     """A float32 copy in evaluation mode; the original is left as it is."""
-    model = copy.deepcopy(model).eval().requires_grad_(False).float()
+    model = copy.deepcopy(model).eval().float()
     # A model in half precision has rounded these too.
     model.rpn.anchors = Anchors(model.config.anchors, model.config.strides)
     for values, exact in ((model.mean, model.config.input.mean), (model.std, model.config.input.std)):
@@ -49,7 +49,7 @@ def _replace_convolutions(model: MaskRCNN, made: Callable[[ConvNorm], nn.Module]
     for parent in list(model.modules()):
         for name, layer in list(parent.named_children()):
             if isinstance(layer, ConvNorm):
-                setattr(parent, name, made(layer).requires_grad_(False))
+                setattr(parent, name, made(layer))
     return model
 
 
@@ -63,7 +63,7 @@ def _fuse_for_triton(model: MaskRCNN, device: torch.device, dtype: torch.dtype) 
         # A shortcut's bias goes to the layer that adds it, which has one of its own.
         shortcut, last = getattr(block, "shortcut", None), getattr(block, "conv3", getattr(block, "conv2", None))
         if isinstance(shortcut, BiasedConv) and last is not None:
-            last.bias = nn.Parameter(last.bias + shortcut.bias, requires_grad=False)
+            last.bias = nn.Parameter(last.bias + shortcut.bias)
             block.shortcut = shortcut.conv
     if isinstance(model.backbone, ResNet) and isinstance(model.backbone.stem, BiasedConv):
         model.backbone.pool = BiasedPool(model.backbone.stem.bias)
@@ -119,7 +119,8 @@ def optimize(model: MaskRCNN, device: torch.device, dtype: torch.dtype) -> MaskR
     for parameter in model.parameters():
         memory = torch.channels_last if parameter.dim() == 4 else torch.preserve_format
         parameter.data = parameter.data.to(dtype, memory_format=memory)
-    return model.to(device)  # last: folding takes float64, which not every device has
+    # Last: folding takes float64, which not every device has, and makes parameters anew.
+    return model.to(device).requires_grad_(False)
 
 
 def run_lengths(found: Detections, original_sizes: Tensor, rule: PasteRule, capacity: int) -> tuple[Tensor, Tensor]:

@@ -329,7 +329,7 @@ def _four_pixels(deconv: nn.Module) -> ConvNorm:
     layer = ConvNorm(deconv.in_channels, 4 * deconv.out_channels, 1, activation=relu())
     layer.conv.weight = nn.Parameter(deconv.weight.permute(2, 3, 1, 0).flatten(0, 2)[..., None, None])
     layer.conv.bias = nn.Parameter(deconv.bias.repeat(4))
-    return layer.requires_grad_(False)
+    return layer
 
 
 def _in_rows(logits: Tensor, height: int, width: int) -> Tensor:
