@@ -198,9 +198,10 @@ def table(kernels: dict[str, list[Kernel]]) -> str:
     lines = [
         "# The kernels, compiled",
         "",
-        f"Compiled by triton {triton.__version__} with no GPU at hand: registers of a thread, + spilled accesses where "
-        "there are any, and bytes of shared memory where there are any; the widest load and store from and to global "
-        "memory on sm_90, in bits. Written by `python -m trimask.benchmarks.compiled --write`; a test keeps it true.",
+        f"Compiled by triton {triton.__version__} without a GPU. Each cell has the registers per thread, then, where "
+        "there are any, + spilled accesses (on AMD, spilled registers) and bytes of shared memory. The last two "
+        "columns are the widest load from and store to global memory on sm_90, in bits. This page is written by "
+        "`python -m trimask.benchmarks.compiled --write`; a test keeps it up to date.",
         "",
         "| op and case | kernel | " + " | ".join(kernels) + " | load | store |",
         "|---|---|" + "---|" * (len(kernels) + 2),
