@@ -96,7 +96,7 @@ def run(threads: int, quick: bool, minutes: float = MINUTES, data: Data | None =
     """The bundled model, then ResNet-50."""
     for package in ("onnx", "onnxscript"):
         if optional(package) is None:
-            raise ImportError(f"export: expected {package}, which writes the files; pip install 'trimask[onnx]'")
+            raise ImportError(f"export: expected {package}, which writes the files; pip install {package}")
     chosen, data = (QUICK,) if quick else CASES, data or Data()
     planned = (
         Planned("export", case.name, case.seconds, partial(_rows, case, threads, quick, data), calls=10)

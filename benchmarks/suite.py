@@ -16,7 +16,7 @@ import torch
 from trimask.benchmarks import bench_models, bench_ops, bench_training
 from trimask.benchmarks.comparison import Comparison
 
-pytest.importorskip("pytest_benchmark", reason="needs pytest-benchmark: pip install 'trimask[dev]'")
+pytest.importorskip("pytest_benchmark", reason="needs pytest-benchmark: pip install pytest-benchmark")
 
 Make = Callable[[], Comparison]
 _SECONDS = 0.3  # for an implementation, where that is more than the fewest rounds

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .console import open_console
-from .options import DTYPES, Verbs, add_checkpoint_options, add_verb, checkpoint_options, existing
+from .options import DTYPES, Verbs, add_checkpoint_options, add_verb, checkpoint_options, existing, is_exported
 
 if TYPE_CHECKING:
     from ..benchmarks.changes import Changes
@@ -222,7 +222,7 @@ def _model(
 
 
 def _own_dtype(weights: str) -> str:
-    if not weights.endswith(".onnx"):
+    if not is_exported(weights):
         return "float32"
     from ..export.inspection import read_file
 

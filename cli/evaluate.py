@@ -24,6 +24,7 @@ from .options import (
     add_verb,
     add_weights_option,
     checkpoint_options,
+    is_exported,
     load_any,
 )
 from .predict import check_folder
@@ -90,9 +91,9 @@ def run(options: argparse.Namespace) -> int:
     from ..engine.training.detection import chosen_ids, data_set, lacking, sources
     from ..engine.training.evaluate import category_names, evaluate, kinds_in, read_results, read_truth
 
-    limits = [options.batch_size, options.processes, options.max_detections]
+    limits = [options.batch_size, options.processes, options.threads, options.max_detections]
     if min(limit for limit in limits if limit is not None) < 1:
-        raise ValueError("batch-size, processes, max-detections: expected at least 1 each")
+        raise ValueError("batch-size, processes, threads, max-detections: expected at least 1 each")
     output = options.output or (None if options.json else Path("evaluation"))
     if output:
         check_folder(output)
@@ -188,12 +189,8 @@ def _share(
     from ..engine.training.detection import detect, matched
 
     limits: dict[str, int | None] = {"max_detections": options.max_detections, "resize": options.resize}
-    if options.processes > 1 and options.weights.endswith(".onnx"):
-        limits["threads"] = max((os.cpu_count() or 1) // options.processes, 1)
-    elif options.processes > 1:
-        import torch
-
-        torch.set_num_threads(max(torch.get_num_threads() // options.processes, 1))
+    if options.processes > 1 and options.threads is None:
+        options.threads = max(_cores(options.weights) // options.processes, 1)
     predictor = load_any(options, **limits)
     theirs, notes = matched(predictor.config.categories, categories, options.categories)
     mine = [picture for n, picture in enumerate(pictures) if n // options.batch_size % world == rank]
@@ -203,6 +200,15 @@ def _share(
             print(f"trimask: {note}", file=sys.stderr)
         stream = progress(stream, len(mine), "detecting")
     return {picture.image_id: entries for picture, entries in zip(mine, stream, strict=True)}, {*theirs.values()}
+
+
+def _cores(weights: str) -> int:
+    """What one process would compute with."""
+    if is_exported(weights):
+        return os.cpu_count() or 1
+    import torch
+
+    return torch.get_num_threads()
 
 
 def _facts(options: argparse.Namespace, annotations: Path, pictures: int, detections: int) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..engine.model.config import MaskRCNNConfig, describe, describe_trunk
+from .options import is_exported
 
 if TYPE_CHECKING:
     from ..engine.model.checkpoints import Trunk
@@ -25,7 +26,7 @@ def facts_of(weights: str, given: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: a file that is none of these, or options that do not go with it.
     """
-    return _exported(Path(weights), given) if weights.endswith(".onnx") else _checkpoint(weights, given)
+    return _exported(Path(weights), given) if is_exported(weights) else _checkpoint(weights, given)
 
 
 def _checkpoint(name: str, given: dict[str, Any]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ __all__ = [
     "add_weights_option",
     "checkpoint_options",
     "existing",
+    "is_exported",
     "kernel_cache",
     "load",
     "load_any",
@@ -58,6 +59,9 @@ def add_weights_option(parser: argparse.ArgumentParser, *, exported: bool = Fals
     parser.add_argument("--weights", "-w", default="people", help=f"{kinds} (%(default)s, bundled)")
     if exported:
         parser.add_argument("--runtime", choices=RUNTIMES, help=f"that runs an exported file ({RUNTIMES[0]})")
+        parser.add_argument(
+            "--threads", type=int, metavar="N", help="that compute on a CPU (as many as there are cores)"
+        )
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -87,8 +91,12 @@ def add_checkpoint_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--aspect-ratios", type=float, nargs="+", metavar="RATIO", help="of anchors, height over width")
     group.add_argument("--activation", choices=("relu", "relu6"), help="of a MobileNetV2 trunk")
+    group.add_argument("--taps", type=int, nargs=4, metavar="BLOCK", help="of a MobileNetV2, for the pyramid")
     group.add_argument("--norm-eps", type=float, metavar="EPS", help="epsilon of the norms")
     group.add_argument("--norm-groups", type=int, metavar="N", help="of group norms")
+    group.add_argument("--pre-nms", type=int, metavar="N", help="anchors of a level that go into suppression")
+    group.add_argument("--rpn-nms-threshold", type=float, metavar="IOU", help="above which proposals are suppressed")
+    group.add_argument("--sampling-ratio", type=int, metavar="N", help="of RoIAlign; 0 adapts to the RoI")
     group.add_argument("--proposals", type=int, metavar="N", help="of a picture, for the box head; fewer are faster")
     group.add_argument("--classes", nargs="+", metavar="NAME", help="names of the foreground classes, in order")
     group.add_argument("--category-ids", type=int, nargs="+", metavar="ID", help="the data set's id of each class")
@@ -97,7 +105,8 @@ def add_checkpoint_options(parser: argparse.ArgumentParser) -> None:
 
 def checkpoint_options(options: argparse.Namespace) -> dict[str, Any]:
     sizes = ("min_size", "max_size", "pixel_mean", "pixel_std", "anchor_sizes", "aspect_ratios")
-    names = (*sizes, "activation", "norm_eps", "norm_groups", "proposals", "classes", "category_ids", "style")
+    network = ("activation", "taps", "norm_eps", "norm_groups", "sampling_ratio", "style")
+    names = (*sizes, *network, "pre_nms", "rpn_nms_threshold", "proposals", "classes", "category_ids")
     return {name: getattr(options, name) for name in names if getattr(options, name) is not None}
 
 
@@ -112,9 +121,15 @@ def load(options: argparse.Namespace, weights: str, **more: Any) -> "Predictor":
 def load_any(options: argparse.Namespace, **limits: Any) -> "Predicting":
     """The predictor of a checkpoint or of an exported file, which needs no torch."""
     weights, given = options.weights, checkpoint_options(options)
-    if not weights.endswith(".onnx"):
+    if not is_exported(weights):
         if options.runtime:
             raise ValueError(f"runtime: expected an exported .onnx file with it, got {weights}")
+        if options.threads is not None:
+            import torch
+
+            if options.threads < 1:
+                raise ValueError(f"threads: expected at least 1, got {options.threads}")
+            torch.set_num_threads(options.threads)
         return load(options, weights, **limits, **given)
     if given:
         raise ValueError(f"{weights}: expected no {', '.join(given)}, which the export has fixed")
@@ -126,10 +141,16 @@ def load_any(options: argparse.Namespace, **limits: Any) -> "Predicting":
         score=options.score,
         backend=options.runtime or RUNTIMES[0],
         dtype=options.dtype,
+        threads=options.threads,
         **limits,
     )
     print(f"trimask: {weights} runs on {runtime.provider}", file=sys.stderr)
     return runtime
+
+
+def is_exported(weights: str) -> bool:
+    """Whether a name is that of a file that `trimask export` wrote; all else is a checkpoint or a published name."""
+    return weights.lower().endswith(".onnx")
 
 
 def existing(picture: str) -> Path:

@@ -17,6 +17,7 @@ from .options import (
     add_model_options,
     add_verb,
     add_weights_option,
+    is_exported,
     load_any,
 )
 
@@ -64,10 +65,10 @@ def run(options: argparse.Namespace) -> int:
     from ..engine.pictures.reading import expand
 
     console = open_console()
-    models = [source for source in options.sources[1:] if source.endswith(".onnx")]
+    models = [source for source in options.sources[1:] if is_exported(source)]
     if models:
         raise ValueError(f"expected a model before the pictures and once, got {models[0]} after {options.sources[0]}")
-    if options.sources[0].endswith(".onnx"):  # no picture: the model
+    if is_exported(options.sources[0]):  # no picture: the model
         if options.weights != "people":
             raise ValueError(f"expected one model, got {options.sources[0]} and --weights {options.weights}")
         options.weights = options.sources.pop(0)

@@ -4,9 +4,9 @@ import hashlib
 import os
 import platform
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -36,14 +36,22 @@ class Backend(Protocol):
 
 
 def open_backend(
-    data: bytes, path: Path, name: str, device: str | None, threads: int | None, cache: bool, dtype: str = "float32"
+    data: bytes,
+    path: Path,
+    name: str,
+    device: str | None,
+    threads: int | None,
+    cache: bool,
+    dtype: str = "float32",
+    providers: Sequence[Any] | None = None,
+    session_options: Any = None,
 ) -> Backend:
     """
     Args:
         data: an ONNX file that holds all its tensors.
         path: for errors.
         name: ``"onnxruntime"`` or ``"openvino"``.
-        device, threads, cache, dtype: as :class:`..runtime.Runtime` takes them.
+        device, threads, cache, dtype, providers, session_options: as :class:`..runtime.Runtime` takes them.
 
     Raises:
         ValueError: an option out of range, or a file that the program does not take.
@@ -55,10 +63,16 @@ def open_backend(
         raise ValueError(f"threads: expected at least 1, got {threads}")
     if dtype not in ("float32", "bfloat16") or (dtype == "bfloat16" and name != "openvino"):
         raise ValueError(f'dtype: expected "float32", or "bfloat16" with openvino, got {dtype!r} with {name}')
+    if name == "openvino" and (providers is not None or session_options is not None):
+        raise ValueError("providers, session_options: expected with onnxruntime alone, got openvino")
+    if providers is not None and device is not None:
+        raise ValueError(f"device: expected none beside providers, got {device!r}")
+    if session_options is not None and threads is not None:
+        raise ValueError(f"threads: expected none beside session_options, got {threads}")
     try:
         if name == "openvino":
             return OpenVino(data, device, threads, cache, {"float32": "f32", "bfloat16": "bf16"}[dtype])
-        return OnnxRuntime(data, device, threads, cache)
+        return OnnxRuntime(data, device, threads, cache, providers, session_options)
     except Exception as error:  # each has kinds of its own
         if isinstance(error, (ImportError, ValueError)) and not isinstance(error, UnicodeError):
             raise
@@ -82,15 +96,28 @@ def load_onnxruntime() -> Any:
 
 
 class OnnxRuntime:
-    """A session of ONNX Runtime, on a CPU or a CUDA device; arguments as of :func:`open_backend`."""
+    """A session of ONNX Runtime; arguments as of :func:`open_backend`."""
 
-    def __init__(self, data: bytes, device: str | None, threads: int | None, cache: bool) -> None:
+    def __init__(
+        self,
+        data: bytes,
+        device: str | None,
+        threads: int | None,
+        cache: bool,
+        providers: Sequence[Any] | None,
+        session_options: Any,
+    ) -> None:
         self._onnxruntime = onnxruntime = load_onnxruntime()
+        self._given = session_options
         wanted, number = _provider(device, onnxruntime.get_available_providers())
-        providers: list[Any] = [(wanted, {"device_id": number}), CPU] if wanted == CUDA else [CPU]
+        if providers is None:
+            providers = [(wanted, {"device_id": number}), CPU] if wanted == CUDA else [CPU]
+            cache = cache and session_options is None
+        else:  # whatever they are and do, nothing is known of what they would keep, nor where their memory is
+            wanted, cache = CPU, False
         if wanted == CUDA and hasattr(onnxruntime, "preload_dlls"):
             onnxruntime.preload_dlls()  # CUDA's libraries, where pip installed them
-        self._session = self._open(data, providers, threads, cache)
+        self._session = self._open(data, list(providers), threads, cache)
         self.provider: str = self._session.get_providers()[0]
         if device is not None and device.startswith("cuda") and self.provider != CUDA:
             warnings.warn(
@@ -98,7 +125,7 @@ class OnnxRuntime:
                 "finds no CUDA (install onnxruntime-gpu, and the CUDA and cuDNN versions it was built for)",
                 stacklevel=4,
             )
-        self._device = ("cuda", number) if self.provider == CUDA else ("cpu", 0)
+        self._device = ("cuda", number) if wanted == self.provider == CUDA else ("cpu", 0)
         self._outputs = [output.name for output in self._session.get_outputs()]
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> Arrays:
@@ -117,31 +144,30 @@ class OnnxRuntime:
         open_session = partial(
             self._onnxruntime.InferenceSession, providers=providers, enable_fallback=int(len(providers) > 1)
         )
-        kept = self._kept(data, providers) if cache else None
-        if kept is not None and kept.is_file():
+        options = self._options(threads)
+        if not cache:
+            return open_session(data, options)
+        kept = self._kept(data, providers)
+        if kept.is_file():
             with suppress(Exception):  # damaged, or of another build: made anew
-                options = self._options(threads)
                 options.graph_optimization_level = self._onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
                 return open_session(kept.read_bytes(), options)
-        options = self._options(threads)
-        part = None
-        if kept is not None:
-            with suppress(OSError):  # nowhere to keep it: it is optimised every time
-                kept.parent.mkdir(parents=True, exist_ok=True)
-                part = kept.with_name(f"{kept.name}.{os.getpid()}.part")
-                part.touch()
+        part = kept.with_name(f"{kept.name}.{os.getpid()}.part")
+        with suppress(Exception):  # nowhere to keep it, or no room: it is optimised every time
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                options = self._options(threads)
                 options.optimized_model_filepath = str(part)
-        try:
-            session = open_session(data, options)
-            if kept is not None and part is not None:
-                with suppress(OSError):
-                    os.replace(part, kept)
-            return session
-        finally:
-            if part is not None:
+                session = open_session(data, options)
+                os.replace(part, kept)
+                return session
+            finally:
                 part.unlink(missing_ok=True)
+        return open_session(data, self._options(threads))
 
     def _options(self, threads: int | None) -> Any:
+        if self._given is not None:
+            return self._given
         options = self._onnxruntime.SessionOptions()
         options.log_severity_level = 3  # errors
         if threads is not None:
@@ -149,8 +175,8 @@ class OnnxRuntime:
         return options
 
     def _kept(self, data: bytes, providers: list[Any]) -> Path:
-        """Where the optimised graph is: it fits this file, this build of the runtime and this machine."""
-        build = (self._onnxruntime.__version__, str(providers), platform.node(), platform.machine())
+        """Where the optimised graph is: it fits this file, this build of the runtime and this kind of processor."""
+        build = (self._onnxruntime.__version__, str(providers), platform.machine(), _processor())
         digest = hashlib.sha256(data)
         digest.update(repr(build).encode())
         return cache_dir() / "onnxruntime" / f"{digest.hexdigest()[:32]}.onnx"
@@ -181,6 +207,15 @@ class OpenVino:
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> Arrays:
         found = self._compiled.create_infer_request().infer(dict(inputs))
         return {next(iter(port.names)): np.array(value) for port, value in found.items()}
+
+
+@cache
+def _processor() -> str:
+    """What the layout of a graph depends on: a container's name changes, where its processor may not."""
+    with suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().partition("\n\n")[0].splitlines()
+        return "\n".join(line for line in lines if line.startswith(("model name", "flags", "Features")))
+    return platform.node()
 
 
 def _provider(device: str | None, available: list[str]) -> tuple[str, int]:

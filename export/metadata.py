@@ -5,7 +5,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..engine.model.config import MaskRCNNConfig
+from ..engine.model.config import MaskRCNNConfig, ResizeConfig
 
 __all__ = [
     "CONTRACT",
@@ -147,7 +147,7 @@ def signature(about: Metadata) -> tuple[Signature, Signature]:
         "original_sizes": (INT64, (batch, 2)),
     }
     if about.preprocess:
-        inputs, batch = {"picture": (UINT8, (None, None, 3))}, None
+        inputs, batch = {"picture": (UINT8, (None, None, 3))}, 1
     capacity = about.config.detection.max_detections
     outputs: Signature = {
         "num_detections": (INT64, (batch,)),
@@ -163,6 +163,22 @@ def signature(about: Metadata) -> tuple[Signature, Signature]:
     return inputs, outputs
 
 
+def _resizing(config: ResizeConfig) -> str:
+    """How the model wants its pictures, in words; the maths is that of ``engine/pictures/resize.py``."""
+    how = {
+        (True, True): "by Pillow's bilinear filter, on uint8",
+        (False, True): "by OpenCV's INTER_LINEAR, on uint8",
+        (True, False): "bilinear and antialiased, on floats",
+        (False, False): "bilinear without antialiasing, on floats",
+    }[config.antialias, config.quantize]
+    limit = "then, if the long side exceeds {}, both by {} / long side"
+    if not config.limit_second:
+        limit = "or by {} / long side if that is less"
+    scale = f"by {config.min_size} / short side, {limit.format(*[config.max_size] * 2)}"
+    sides = "rounded half up" if config.round_half_up else "rounded down"
+    return f"The model expects pictures scaled {scale}; new sides {sides}; {how}."
+
+
 def contract_text(about: Metadata) -> str:
     """The inputs and outputs of a file, in words: its ``doc_string``."""
     config = about.config
@@ -173,11 +189,9 @@ def contract_text(about: Metadata) -> str:
     if about.preprocess:
         inputs = "picture: uint8 [H, W, 3], RGB, any size. One picture: B is 1."
     else:
-        resize = config.input.resize
         inputs = (
             f"image: float32 [B, 3, H, W], RGB in 0..255, not normalised, zeros right of and below a picture; H, W: "
-            f"{size}. The model expects a short side of {resize.min_size} pixels, a long one of at most "
-            f"{resize.max_size}.\n"
+            f"{size}. {_resizing(config.input.resize)}\n"
             "image_sizes: int64 [B, 2], (height, width) of each picture within it.\n"
             "original_sizes: int64 [B, 2], (height, width) of each before it was resized."
         )

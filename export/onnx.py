@@ -40,7 +40,7 @@ try:
     from .stages import add_pasting, add_preprocessing
     from .translation import translations
 except ImportError as missing:
-    raise ImportError(f"export needs onnx and onnxscript ({missing}): pip install 'trimask[onnx]'") from None
+    raise ImportError(f"export needs onnx and onnxscript ({missing}): pip install onnx onnxscript") from None
 
 __all__ = ["OPSETS", "Exported", "finish", "network", "to_onnx"]
 
@@ -173,6 +173,7 @@ def finish(core: "ir.Model", about: Metadata, opset: int) -> "onnx.ModelProto":
     core.producer_name, core.producer_version = "trimask", about.version
     proto = ir.to_proto(core)
     proto.graph.name = "mask_rcnn"
+    proto.ir_version = onnx.helper.find_min_ir_version_for(proto.opset_import)  # for the oldest runtimes that can
     onnx.checker.check_model(proto, full_check=True)
     return proto
 

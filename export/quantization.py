@@ -42,7 +42,7 @@ def quantize(
         from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
         from onnxruntime.quantization.shape_inference import quant_pre_process
     except ImportError as error:
-        raise ImportError(f"int8 needs onnxruntime ({error}): pip install 'trimask[onnx]'") from None
+        raise ImportError(f"int8 needs onnxruntime ({error}): pip install onnxruntime") from None
     sources = list(expand(pictures))
     if not sources:
         raise ValueError("int8: expected pictures to calibrate on, got none")

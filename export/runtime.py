@@ -1,7 +1,7 @@
 """Prediction from an exported file alone: the predictor's face, without torch."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -37,6 +37,8 @@ class Runtime(Predicting):
         dtype: ``"float32"``; with OpenVINO also ``"bfloat16"``, for processors that have it: about twice as fast. Or
             torch's dtype of that name.
         cache: keep what the runtime makes of the file in the user's cache, for a faster start.
+        providers, session_options: as ONNX Runtime's ``InferenceSession`` takes them, in the place of ``device`` and
+            ``threads``, for TensorRT or other hardware, memory limits, profiling; nothing is then kept in the cache.
 
     Attributes:
         path: the file.
@@ -60,6 +62,8 @@ class Runtime(Predicting):
         backend: str = "onnxruntime",
         dtype: Any = "float32",
         cache: bool = True,
+        providers: Sequence[Any] | None = None,
+        session_options: Any = None,
     ) -> None:
         self.path = Path(path)
         dtype = str(dtype).removeprefix("torch.")  # no torch here to compare with
@@ -72,6 +76,8 @@ class Runtime(Predicting):
             "backend": backend,
             "dtype": dtype,
             "cache": cache,
+            "providers": providers,
+            "session_options": session_options,
         }
         data, self.about = read_file(self.path)
         self.config = self.about.config
@@ -84,7 +90,9 @@ class Runtime(Predicting):
                 f"{path}: expected onnxruntime for a file that resizes pictures, got openvino, which resizes them to "
                 "wrong sizes"
             )
-        self._backend = open_backend(data, self.path, backend, device, threads, cache, dtype)
+        self._backend = open_backend(
+            data, self.path, backend, device, threads, cache, dtype, providers, session_options
+        )
         self.provider = self._backend.provider
         if resize is not None:
             if self.about.preprocess:

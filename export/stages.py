@@ -57,6 +57,9 @@ def add_preprocessing(model: ir.Model, config: InputConfig) -> None:
         value.type, value.shape = old.type, old.shape
     graph.inputs.clear()
     graph.inputs.append(picture)
+    for output in graph.outputs:
+        assert output.shape is not None
+        output.shape = ir.Shape([1, *output.shape[1:]])
 
 
 def _resized_size(op: Any, size: ir.Value, config: ResizeConfig) -> ir.Value:

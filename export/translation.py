@@ -27,7 +27,8 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
 
     They are what `nms`, `batched_nms`, `segmented_nms`, `roi_align` and `pyramid_roi_align` of :mod:`trimask.kernels`
     become in a model of your own, and two of torch's that the exporter lacks. `segmented_nms` may keep no more than
-    there are boxes.
+    there are boxes. ONNX's suppression takes any two corners for a box, so boxes need x1 <= x2 and y1 <= y2;
+    coordinates and scores must be finite.
     """
     return {
         torch.ops.aten.remainder.Scalar: _remainder,

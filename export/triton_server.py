@@ -40,7 +40,8 @@ def write_config(repository: Path, name: str, about: Metadata) -> Path:
 
 def config_text(name: str, about: Metadata) -> str:
     """``config.pbtxt``: protobuf's text format of the server's ``ModelConfig``."""
-    batched = about.static is None and not about.preprocess
+    # Full masks are as large as the largest picture of their batch, which may be a stranger's.
+    batched = about.static is None and not about.preprocess and about.masks != "full"
     lines = [
         f"name: {json.dumps(name)}",
         'backend: "onnxruntime"',

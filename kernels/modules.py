@@ -92,9 +92,10 @@ class MultiScaleRoIAlign(nn.Module):
             raise ValueError(
                 f"boxes, image_shapes: expected one each for every image, got {len(boxes)} and {len(image_shapes)}"
             )
-        # The powers of two that come closest to the sizes, as torchvision has it: maps are rounded up.
-        height = max(height for height, _ in image_shapes)
-        strides = [2.0 ** round(math.log2(height / feature.shape[2])) for feature in features]
+        # The powers of two that come closest to the sizes, for maps are rounded up: of both sides, where torchvision
+        # looks at the height alone, at the first call, and keeps what it has found.
+        sides = max(height for height, _ in image_shapes) + max(width for _, width in image_shapes)
+        strides = [2.0 ** round(math.log2(sides / (feature.shape[2] + feature.shape[3]))) for feature in features]
         if sorted(strides) != strides:
             raise ValueError(f"x: expected the finest map first, got strides {strides}")
         # A map of another stride plays the part of the one that torchvision expects in its place.

@@ -56,6 +56,12 @@ def save_torch(path: Path, value: Any, container: str) -> None:
     torch.save(value, path, _use_new_zipfile_serialization=container == "zip")
 
 
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.module.", "module._orig_mod.", "model.module._orig_mod."])
+def test_prefixes_of_wrappers_in_any_order(prefix: str, tmp_path: Path) -> None:
+    torch.save({prefix + name: value for name, value in TENSORS.items()}, tmp_path / "m.pth")
+    assert read(tmp_path / "m.pth").tensors.keys() == TENSORS.keys()
+
+
 @pytest.mark.parametrize("container", ["zip", "legacy"])
 @pytest.mark.parametrize("foreign", [False, True], ids=["weights only", "with foreign objects"])
 @pytest.mark.parametrize("key", [None, "model", "state_dict"])

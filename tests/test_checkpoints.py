@@ -31,6 +31,7 @@ from trimask.engine.model.config import MobileNetV2Config, ResNetConfig
 
 FAMILIES = {family.name: family for family in (TORCHVISION, DETECTRON2, MMDET)}
 SMALL = Architecture()
+RESNET50 = replace(SMALL, blocks=(3, 4, 6, 3), bottleneck=True)
 R50 = Architecture((3, 4, 6, 3), bottleneck=True)
 C4 = replace(SMALL, trunk="C4", anchors=15)
 GROUP_NORMS = replace(SMALL, group_norms=True, channels=32)
@@ -65,7 +66,6 @@ def torchvision_model(name: str, rng: torch.Generator) -> Any:
             box_predictor=detection.faster_rcnn.FastRCNNPredictor(32, 5),
             mask_predictor=detection.mask_rcnn.MaskRCNNPredictor(256, 32, 5),
         )
-        detection._utils.overwrite_eps(model, 0.0)  # as in the published COCO weights of the first version
     for name, value in model.state_dict().items():
         if value.dim() == 1:
             noise = torch.rand(value.shape, generator=rng)
@@ -165,16 +165,32 @@ def test_old_torchvision_names(seed: int) -> None:
     assert_same_weights(fit("torchvision", old), fit("torchvision", state))
 
 
-@pytest.mark.parametrize(("counters", "eps"), [(True, 1e-5), (False, 0.0)])
-def test_epsilon_of_torchvision_norms(counters: bool, eps: float, tmp_path: Path) -> None:
-    state = zeros("torchvision", SMALL)
+@pytest.mark.parametrize(
+    ("architecture", "counters", "eps"),
+    [
+        (RESNET50, False, 0.0),  # as published
+        (RESNET50, True, 1e-5),
+        (replace(RESNET50, modern=True), False, 1e-5),
+        (replace(RESNET50, groups=32, group_width=4), False, 1e-5),
+        (replace(RESNET50, blocks=(3, 4, 23, 3)), False, 1e-5),
+        (SMALL, False, 1e-5),
+    ],
+)
+def test_epsilon_of_torchvision_norms(architecture: Architecture, counters: bool, eps: float, tmp_path: Path) -> None:
+    state = zeros("torchvision", architecture)
     if counters:
         state["backbone.body.bn1.num_batches_tracked"] = torch.tensor(3)
     path = write(tmp_path / "model.pth", "torchvision", state)
     report = inspect(path)
     assert report.config.backbone.norm_eps == eps
-    assert any("norm_eps" in text for text in report.notes) == (not counters)
+    assert any("norm_eps" in text for text in report.notes) == (eps == 0)
     assert inspect(path, norm_eps=0.001).config.backbone.norm_eps == 0.001
+
+
+def test_epsilon_of_torchvision_group_norms(tmp_path: Path) -> None:
+    state = {name: x for name, x in zeros("torchvision", RESNET50).items() if ".running_" not in name}
+    config = inspect(write(tmp_path / "model.pth", "torchvision", state)).config
+    assert (config.backbone.norm_eps, config.backbone.norm_groups) == (1e-5, 32)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -500,6 +516,11 @@ def test_coco() -> None:
         ({"max_size": 3.5}, "max_size: expected a positive whole number"),
         ({"anchor_sizes": [1, 2, 3]}, "anchor_sizes: expected positive sizes for each of 5 level"),
         ({"anchor_sizes": [[8, 16], 32, 64, 128, 256]}, "anchor_sizes: expected positive sizes"),
+        ({"aspect_ratios": [[0.5, 1]] * 5}, "aspect_ratios: expected positive numbers, the same for all levels"),
+        ({"sampling_ratio": -1}, "sampling_ratio: expected a whole number"),
+        ({"pre_nms": 0}, "pre_nms: expected a positive whole number"),
+        ({"rpn_nms_threshold": 1.5}, r"rpn_nms_threshold: expected a number in 0\.\.1"),
+        ({"taps": [2, 4, 11, 17]}, "taps: expected four blocks, of a MobileNetV2"),
         ({"aspect_ratios": [1, -1]}, "aspect_ratios: expected positive numbers"),
         ({"aspect_ratios": [0.5, 1, 2, 3]}, "3 anchors per cell, but 1 size.* x 4 aspect ratios make 4; give the"),
         ({"activation": "relu6"}, "activation: expected 'relu' for a ResNet"),
@@ -542,6 +563,9 @@ def test_options_reach_the_config(small_file: Path, tmp_path: Path) -> None:
         "nms_threshold": 0.6,
         "max_detections": 7,
         "proposals": 50,
+        "pre_nms": 70,
+        "rpn_nms_threshold": 0.8,
+        "sampling_ratio": 0,
         "norm_eps": 1e-3,
         "classes": ["x", "y", "z"],
         "category_ids": [0, 5, 9],
@@ -556,7 +580,8 @@ def test_options_reach_the_config(small_file: Path, tmp_path: Path) -> None:
         assert config.anchors.aspect_ratios == (1.0, 2.0, 4.0)
         assert (config.detection.score_threshold, config.detection.nms_threshold) == (0.3, 0.6)
         assert config.detection.max_detections == 7
-        assert config.rpn.post_nms == 50
+        assert (config.rpn.pre_nms, config.rpn.nms_threshold, config.rpn.post_nms) == (70, 0.8, 50)
+        assert config.pool.sampling_ratio == 0
         assert config.backbone.norm_eps == config.box_head.norm_eps == 1e-3
         assert dict(zip(config.category_ids, config.class_names, strict=True)) == {0: "x", 5: "y", 9: "z"}
         assert (config.input.mean, config.input.std) == ((1, 2, 3.5), (4, 5, 6))
@@ -671,6 +696,10 @@ def test_the_people_checkpoint(shared_data: Path, tmp_path: Path) -> None:
     assert all("predictor" in name for name in changed)  # rows of the background
     with pytest.raises(ValueError, match="has 4 anchors per cell"):
         load_model(source)
+    other = load_model(source, aspect_ratios=[0.5, 1, 2, 3], taps=[2, 5, 11, 16])  # as wide, of other blocks
+    assert other.config.backbone.taps == (2, 5, 11, 16)
+    with pytest.raises(ValueError, match="of another shape"):
+        load_model(source, aspect_ratios=[0.5, 1, 2, 3], taps=[1, 6, 13, 17])
     bare = inspect(source, aspect_ratios=[0.5, 1, 2, 3]).config.backbone
     assert bare == MobileNetV2Config(taps=(3, 6, 13, 17), relu6=True, norm_eps=1e-5)
 

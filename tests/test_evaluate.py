@@ -143,6 +143,20 @@ def found_at(*boxes: tuple[float, ...], score: float = 0.9, category: int = 3) -
 BOXES: dict[str, Any] = {"kinds": ["bbox"]}
 
 
+def test_what_pycocotools_confuses_or_takes() -> None:
+    boxes = (1, 1, 50, 50), (100, 100, 50, 50)
+    truth = truth_of(*boxes)
+    for annotation in truth["annotations"]:
+        annotation["id"] = 7
+    truth["categories"] *= 2
+    found = found_at(*boxes, score=np.float32(0.9))
+    evaluation = evaluate(found, truth, **BOXES)
+    assert evaluation.summary["bbox_AP"] == pytest.approx(1)
+    assert evaluation.notes == ["annotations that share an id, which pycocotools takes for one: numbered anew"]
+    assert [row["name"] for row in evaluation.per_class] == ["cat", "dog"]
+    assert evaluate(found, truth, keep_ids=True, **BOXES).summary["bbox_AP"] < 0.6
+
+
 @pytest.mark.parametrize(
     ("side", "ranges"), [(31, "s"), (32, "sm"), (33, "m"), (95, "m"), (96, "ml"), (97, "l"), (199, "l")]
 )

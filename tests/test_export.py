@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -192,7 +193,9 @@ def test_no_detection_in_a_batch(small: Path, plain: trimask.MaskRCNN) -> None:
 @pytest.mark.parametrize("opset", OPSETS)
 def test_every_opset_gives_the_same(opset: int, small: Path, tmp_path: Path) -> None:
     path = write(tmp_path / "other.onnx", opset=opset)
-    assert onnx.load(path).opset_import[0].version == opset
+    file = onnx.load(path)
+    assert file.opset_import[0].version == opset
+    assert file.ir_version == {18: 8, 19: 9, 20: 9, 21: 10}[opset]  # the first to know it: older runtimes take no newer
     image, sizes = np.full((1, 3, 96, 128), 90, np.float32), [[90, 128]]
     for one, other in zip(
         run(path, image, sizes, sizes).values(), run(small, image, sizes, sizes).values(), strict=True
@@ -563,7 +566,8 @@ def test_a_repository_of_triton_server(
 @pytest.mark.parametrize(
     ("about", "dims"),
     [
-        (Metadata(CONFIG, "full", preprocess=True), ["[-1, -1, 3]", "[-1]", "[-1, 100, 4]"]),
+        (Metadata(CONFIG, "full", preprocess=True), ["[-1, -1, 3]", "[1]", "[1, 100, 4]"]),
+        (Metadata(CONFIG, "full"), ["[-1, 3, -1, -1]", "[-1, 2]", "[-1, 2]", "[-1]", "[-1, 100, 4]"]),
         (Metadata(CONFIG, "none", static=(2, 64, 96)), ["[2, 3, 64, 96]", "[2, 2]", "[2, 2]", "[2]", "[2, 100, 4]"]),
     ],
 )
@@ -612,6 +616,9 @@ def test_a_runtime_predicts_as_the_predictor(small: Path, tmp_path: Path, np_rng
         ({"dtype": "bfloat16"}, "dtype"),
         ({"dtype": torch.float16}, "dtype: .*got 'float16' with onnxruntime"),
         ({"resize": 0}, "resize"),
+        ({"providers": ["CPUExecutionProvider"], "device": "cpu"}, "device: expected none beside providers"),
+        ({"session_options": object(), "threads": 1}, "threads: expected none beside session_options"),
+        ({"providers": [], "backend": "openvino"}, "providers, session_options: expected with onnxruntime"),
         ({"resize": (480, 640)}, "resize: expected a short side in whole pixels"),
     ],
 )
@@ -644,6 +651,42 @@ def test_the_optimised_model_is_kept(
     kept.write_bytes(b"damaged")
     np.testing.assert_array_equal(Runtime(small, threads=1).predict(picture).boxes, first.boxes)
     assert kept.stat().st_size > 1000
+
+
+def test_it_runs_where_there_is_no_room_to_keep_it(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, np_rng: np.random.Generator
+) -> None:
+    monkeypatch.setenv("TRIMASK_HOME", str(tmp_path))
+    real, written = onnxruntime.InferenceSession, []
+
+    def full(data: Any, options: Any, **more: Any) -> Any:
+        if options.optimized_model_filepath:
+            written.append(Path(options.optimized_model_filepath))
+            written[-1].write_bytes(b"half of it")
+            raise RuntimeError("Protobuf serialization failed.")
+        return real(data, options, **more)
+
+    picture = noise(np_rng, 100, 150)
+    expected = Runtime(small, threads=1, cache=False).predict(picture).boxes
+    monkeypatch.setattr(onnxruntime, "InferenceSession", full)
+    np.testing.assert_array_equal(Runtime(small, threads=1).predict(picture).boxes, expected)
+    assert len(written) == 1
+    assert list((tmp_path / "onnxruntime").iterdir()) == []
+
+
+def test_the_providers_and_options_of_onnx_runtime(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, np_rng: np.random.Generator
+) -> None:
+    monkeypatch.setenv("TRIMASK_HOME", str(tmp_path))
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.enable_profiling, options.profile_file_prefix = True, str(tmp_path / "profile")
+    runtime = Runtime(small, providers=["CPUExecutionProvider"], session_options=options)
+    picture = noise(np_rng, 100, 150)
+    expected = Runtime(small, threads=1, cache=False).predict(picture)
+    np.testing.assert_allclose(runtime.predict(picture).scores, expected.scores, atol=1e-4)
+    assert Path(runtime._backend._session.end_profiling()).parent == tmp_path
+    assert not (tmp_path / "onnxruntime").exists()
 
 
 @pytest.mark.parametrize("where", ["file/x.onnx", "folder.onnx"])
@@ -743,13 +786,16 @@ def test_what_needs_torch_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytes
         (["predict", "{small}", "x.jpg", "--min-size", "100"], "expected no min_size"),
         (["predict", "{small}", "x.jpg", "--weights", "other.safetensors"], "expected one model"),
         (["predict", "x.jpg", "--runtime", "openvino"], "runtime: expected an exported"),
+        (["predict", "{small}", "x.jpg", "--threads", "0"], "threads: expected at least 1, got 0"),
+        (["predict", "{SMALL}", "x.jpg", "--min-size", "100"], "expected no min_size"),
     ],
 )
 def test_verbs_with_an_exported_file(
     arguments: list[str], message: str, small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Image.new("RGB", (40, 40)).save(tmp_path / "x.jpg")
-    names = {"{small}": str(small), "x.jpg": str(tmp_path / "x.jpg")}
+    shutil.copy(small, tmp_path / "SMALL.ONNX")
+    names = {"{small}": str(small), "{SMALL}": str(tmp_path / "SMALL.ONNX"), "x.jpg": str(tmp_path / "x.jpg")}
     assert cli.main([names.get(argument, argument) for argument in arguments]) != 0
     assert message in capsys.readouterr().err
 

@@ -73,6 +73,19 @@ def test_wrong_arguments_are_named() -> None:
         MultiScaleRoIAlign(["0", "1"], 7, 2)(two, [torch.zeros(1, 4)], [(64, 64)])
 
 
+def test_a_thin_picture_has_the_strides_of_any_other(rng: torch.Generator) -> None:
+    """Torchvision looks at the height alone, but keeps what the first picture has told."""
+    ours, theirs = (kind(["0", "1", "2", "3"], 3, 2) for kind in (MultiScaleRoIAlign, ops.MultiScaleRoIAlign))
+    for height, width in ((128, 160), (20, 416), (416, 20), (40, 64), (33, 1333)):
+        maps = {
+            str(level): torch.randn(1, 4, -(-height // side) or 1, -(-width // side), generator=rng)
+            for level, side in enumerate((4, 8, 16, 32))
+        }
+        boxes = [boxes_of(rng, 20, height, width)]
+        expected = theirs(maps, boxes, [(height, width)])
+        torch.testing.assert_close(ours(maps, boxes, [(height, width)]), expected, atol=1e-5, rtol=1e-5)
+
+
 class Pyramid(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from backends import BACKENDS, use_backend
 from tolerances import roi_align_error
+from trimask.engine.model.presets import mmdet
 from trimask.kernels.cpu import roi_pooling as host
 from trimask.kernels.reference import roi_pooling as reference
 from trimask.kernels.roi_pooling import level_thresholds, pyramid_roi_align, roi_align, roi_pool
@@ -424,6 +425,18 @@ def test_thresholds_are_float32(inside: bool) -> None:
         assert float(np.float32(threshold)) == threshold
         for side, expected in ((threshold, level), (float(below), level - 1)):
             assert reference.level_of([0, 0, side, side], 4, 2, epsilon_inside_log=inside) == expected
+
+
+@pytest.mark.host
+def test_thresholds_of_mmdetections_models() -> None:
+    """``floor(log2(scale / finest_scale + 1e-6))`` with a finest scale of 56 (SingleRoIExtractor.map_roi_levels)."""
+    pool = mmdet(("a",), (1,)).pool
+    thresholds = level_thresholds(
+        STRIDES, pool.canonical_size, pool.canonical_level, pool.level_epsilon, pool.epsilon_inside_log
+    )
+    for level, threshold in enumerate(thresholds[1:], 1):
+        below = float(np.nextafter(np.float32(threshold), np.float32(0)))
+        assert [math.floor(math.log2(side / 56 + 1e-6)) for side in (below, threshold)] == [level - 1, level]
 
 
 @pytest.mark.parametrize("mode", ["avg", "max"])

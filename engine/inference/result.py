@@ -334,7 +334,7 @@ class Result:
         try:
             from supervision import Detections
         except ImportError as error:
-            raise ImportError("to_supervision needs the package supervision: pip install 'trimask[viz]'") from error
+            raise ImportError("to_supervision needs the package supervision: pip install supervision") from error
         return Detections(
             xyxy=self.boxes,
             mask=self.masks if self.has_masks else None,

@@ -162,7 +162,7 @@ def to_original(
     scale = (original_sizes.float() / image_sizes).flip(1).repeat(1, 2)  # [B, 4]
     original = B.clip(boxes * scale[:, None], original_sizes)
     empty = (original[..., 2:] <= original[..., :2]).any(-1)  # padding rows are
-    last, order = empty.to(torch.uint8).sort(dim=1, stable=True)
+    last, order = empty.to(torch.int32).sort(dim=1, stable=True)  # of uint8 older ONNX Runtimes have no comparison
     four = order[..., None].expand(-1, -1, 4)
     keep = last == 0
     return (

@@ -70,7 +70,7 @@ def from_polygons(
     try:
         from pycocotools import mask as coco
     except ImportError as error:
-        raise ImportError("polygons as mask targets need pycocotools: pip install 'trimask[eval]'") from error
+        raise ImportError("polygons as mask targets need pycocotools: pip install pycocotools") from error
     corners, indices = rois.cpu().numpy(), objects.cpu().numpy()
     truth = np.zeros((*corners.shape[:2], side, side), np.float32)
     for b, f in np.argwhere(wanted.cpu().numpy()):

@@ -105,7 +105,7 @@ def mmdet(class_names: tuple[str, ...], category_ids: tuple[int, ...]) -> MaskRC
         base,
         input=InputConfig(resize=ResizeConfig(quantize=True, round_half_up=True)),
         backbone=ResNetConfig(),
-        pool=replace(base.pool, level_epsilon=1e-6),
+        pool=replace(base.pool, canonical_size=56, canonical_level=2, level_epsilon=1e-6),
     )
 
 

@@ -21,7 +21,7 @@ def new_figure(what: str, width: float, height: float) -> "Figure":
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError(f"{what} the package matplotlib: pip install 'trimask[viz]'") from error
+        raise ImportError(f"{what} the package matplotlib: pip install matplotlib") from error
     figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     return figure

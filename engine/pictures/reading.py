@@ -118,7 +118,7 @@ def _files(source: str) -> list[str]:
         return [source]
     if re.match(r"\w{2,}://", source):
         raise FileNotFoundError(
-            f"expected a picture or a folder, got {source!r}: what is on the web must be downloaded first"
+            f"expected a picture or a folder, got {source!r}: URLs are not fetched, download the picture first"
         )
     if os.path.isdir(source):
         visible = (entry for entry in os.scandir(source) if not entry.name.startswith("."))

@@ -17,6 +17,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -185,7 +186,8 @@ def evaluate(
     found = read_results(detections, content) if isinstance(detections, (str, Path)) else list(detections)
 
     images = {image["id"]: image for image in content["images"]}
-    categories = sorted(content["categories"], key=lambda category: category["id"])
+    by_id = {category["id"]: category for category in content["categories"]}
+    categories = [by_id[number] for number in sorted(by_id)]
     chosen_images = _chosen("image_ids", image_ids, images)
     chosen_categories = _chosen("category_ids", category_ids, [category["id"] for category in categories])
     counting_images, counting_categories = set(chosen_images), set(chosen_categories)
@@ -366,7 +368,7 @@ def tools(backend: str = "pycocotools") -> tuple[Any, Any, Any]:
 
             return COCO, COCOeval_faster, mask
     except ImportError as error:
-        wanted = "'trimask[eval]'" if backend == "pycocotools" else "faster-coco-eval"
+        wanted = "pycocotools" if backend == "pycocotools" else "faster-coco-eval"
         raise ImportError(f"evaluation needs the package {error.name}: pip install {wanted}") from error
     raise ValueError(f"backend: expected one of {', '.join(BACKENDS)}, got {backend!r}")
 
@@ -409,7 +411,7 @@ def _check_box(box: Any, name: str) -> None:
 def _is_finite(value: Any) -> bool:
     """Whether it is a number that pycocotools can compute with: what is NaN would match every object."""
     try:
-        return isinstance(value, (int, float)) and math.isfinite(value)
+        return isinstance(value, Real) and math.isfinite(value)
     except OverflowError:  # an integer beyond all floats
         return False
 
@@ -477,6 +479,9 @@ class _Truth:
         self.notes += [f"{filled[x]} annotations without {x!r}: {text}" for x, text in meaning.items() if filled[x]]
         if not self.keep_ids and any(annotation.get("id") == 0 for annotation in self.content["annotations"]):
             self.notes.append("annotation id 0, which pycocotools and Detectron2 count as missed: numbered anew")
+        ids = [annotation["id"] for annotation in self.content["annotations"] if annotation.get("id") is not None]
+        if not self.keep_ids and len(set(ids)) < len(ids):
+            self.notes.append("annotations that share an id, which pycocotools takes for one: numbered anew")
         return entries
 
     def results(self, found: Sequence[Mapping[str, Any]], kind: str) -> list[Entry]:

@@ -69,6 +69,6 @@ def _runs_of_polygons(polygons: list[NDArray[np.float64]], size: tuple[int, int]
     try:
         from pycocotools import mask
     except ImportError:
-        raise ImportError("polygons: expected pycocotools, which rasterises them; pip install trimask[train]") from None
+        raise ImportError("polygons: expected pycocotools, which rasterises them; pip install pycocotools") from None
     parts = mask.frPyObjects([polygon.ravel().tolist() for polygon in polygons], *size)
     return decode_runs(mask.merge(parts)["counts"])

@@ -127,7 +127,7 @@ def convert(source: str | Path, target: str | Path, *, dtype: torch.dtype | None
 def locate(name: str | Path) -> Path:
     """The file of a path, of ``"people"``, or of a published name, downloading it if need be."""
     path = Path(name)
-    if path.suffix == ".onnx":
+    if path.suffix.lower() == ".onnx":
         raise ValueError(f"{path}: expected a checkpoint, got an exported file, which trimask.export.Runtime runs")
     if path.is_file():
         return path

@@ -23,6 +23,7 @@ class Options:
             for each; of a model without a pyramid those of its only map.
         aspect_ratios: height over width of the anchors.
         activation: ``"relu"`` or ``"relu6"``, of a MobileNetV2.
+        taps: four blocks of a MobileNetV2 whose maps the pyramid takes, as torchvision's ``features`` numbers them.
         norm_eps: epsilon of every norm.
         norm_groups: of group norms, where the checkpoint has such.
         style: ``"pytorch"`` (RGB input, ImageNet statistics, a bottleneck's stride in the 3x3 convolution), ``"bgr"``
@@ -30,7 +31,9 @@ class Options:
             Detectron2 and MMDetection.
         classes: names of the foreground classes, in the order of the scores.
         category_ids: the dataset's id of each class.
-        proposals: of a picture, after suppression, for the box head to look at; fewer are faster.
+        pre_nms, rpn_nms_threshold, proposals: of the RPN: the anchors of a level that go into suppression, the IoU
+            above which one suppresses another, and how many proposals of a picture the box head gets; fewer are faster.
+        sampling_ratio: samples per bin and axis of RoIAlign; 0 adapts to the RoI.
         score_threshold, nms_threshold, max_detections: of the final selection.
 
     Raises:
@@ -44,12 +47,16 @@ class Options:
     anchor_sizes: Sequence[float] | Sequence[Sequence[float]] | None = None
     aspect_ratios: Sequence[float] | None = None
     activation: Literal["relu", "relu6"] | None = None
+    taps: Sequence[int] | None = None
     norm_eps: float | None = None
     norm_groups: int | None = None
     style: Literal["pytorch", "bgr", "caffe"] | None = None
     classes: Sequence[str] | None = None
     category_ids: Sequence[int] | None = None
+    pre_nms: int | None = None
+    rpn_nms_threshold: float | None = None
     proposals: int | None = None
+    sampling_ratio: int | None = None
     score_threshold: float | None = None
     nms_threshold: float | None = None
     max_detections: int | None = None
@@ -64,10 +71,14 @@ class Options:
         return cls(**given)
 
     def __post_init__(self) -> None:
-        for name in ("min_size", "max_size", "proposals", "max_detections", "norm_groups"):
+        for name in ("min_size", "max_size", "pre_nms", "proposals", "max_detections", "norm_groups"):
             value = getattr(self, name)
             _check(value is None or (type(value) is int and value > 0), name, "a positive whole number", value)
-        for name in ("score_threshold", "nms_threshold"):
+        ratio = self.sampling_ratio
+        _check(
+            ratio is None or (type(ratio) is int and ratio >= 0), "sampling_ratio", "a whole number from 0 on", ratio
+        )
+        for name in ("score_threshold", "nms_threshold", "rpn_nms_threshold"):
             value = getattr(self, name)
             _check(value is None or 0 <= value <= 1, name, "a number in 0..1", value)
         for name, low in (("pixel_mean", -math.inf), ("pixel_std", 0.0)):
@@ -77,7 +88,12 @@ class Options:
         _check(self.norm_eps is None or self.norm_eps >= 0, "norm_eps", "a number of at least 0", self.norm_eps)
         _check(self.activation in (None, "relu", "relu6"), "activation", "'relu' or 'relu6'", self.activation)
         _check(self.style in (None, "pytorch", "bgr", "caffe"), "style", "'pytorch', 'bgr' or 'caffe'", self.style)
-        for name, kind, expected in (("classes", str, "a list of names"), ("category_ids", int, "a list of integers")):
+        for name, kind, expected in (
+            ("classes", str, "a list of names"),
+            ("category_ids", int, "a list of integers"),
+            ("taps", int, "four numbers of blocks"),
+            ("aspect_ratios", (int, float), "positive numbers, the same for all levels"),
+        ):
             value = getattr(self, name)
             good = isinstance(value, (list, tuple)) and all(isinstance(item, kind) for item in value)
             _check(value is None or good, name, expected, value)
@@ -122,6 +138,10 @@ class Options:
             _check(mobile or self.activation == "relu", "activation", "'relu' for a ResNet", self.activation)
             if isinstance(backbone, MobileNetV2Config):
                 backbone = replace(backbone, relu6=self.activation == "relu6")
+        if self.taps is not None:
+            good = isinstance(backbone, MobileNetV2Config) and len(self.taps) == 4
+            _check(good, "taps", "four blocks, of a MobileNetV2", self.taps)
+            backbone = replace(backbone, taps=tuple(self.taps))
         return replace(
             config,
             input=_replaced(config.input, resize=resize, mean=_floats(self.pixel_mean), std=_floats(self.pixel_std)),
@@ -130,7 +150,10 @@ class Options:
             box_head=self._norms(config.box_head),
             mask_head=self._norms(config.mask_head),
             anchors=self._anchors(config.anchors),
-            rpn=_replaced(config.rpn, post_nms=self.proposals),
+            rpn=_replaced(
+                config.rpn, pre_nms=self.pre_nms, nms_threshold=self.rpn_nms_threshold, post_nms=self.proposals
+            ),
+            pool=_replaced(config.pool, sampling_ratio=self.sampling_ratio),
             detection=detection,
         )
 

@@ -58,13 +58,22 @@ def _conventions(
     if options.style is not None:
         raise ValueError(f"style: expected none for a torchvision checkpoint, got {options.style!r}")
     config = presets.torchvision_v1(names, ids)
-    # The published first versions are frozen and were trained without an epsilon. A model whose norms are alive has
-    # the default one, as the second versions do (which have norms in the pyramid) and trunks other than ResNets.
-    alive = any(name.endswith("num_batches_tracked") for name in state)
-    if alive or "backbone.fpn.inner_blocks.0.1.weight" in state or MOBILENET_STEM in state:
+    if not _is_resnet50_v1(state):
         return Conventions(replace(config, backbone=replace(config.backbone, norm_eps=1e-5)))
     note = "frozen batch norms are taken to have epsilon 0, as the published COCO weights; else give norm_eps=1e-5"
     return Conventions(config, notes=() if options.norm_eps is not None else (note,))
+
+
+def _is_resnet50_v1(state: Mapping[str, Tensor]) -> bool:
+    """Whether it may be the published first version, which was trained without an epsilon.
+
+    That is a ResNet-50 with frozen batch norms, and none in the pyramid. All else has torchvision's default.
+    """
+    frozen = f"{BODY}bn1.running_var" in state and not any(name.endswith("num_batches_tracked") for name in state)
+    if not frozen or "backbone.fpn.inner_blocks.0.1.weight" in state:
+        return False
+    depths = [sum(bool(re.match(rf"{BODY}layer{i}\.\d+\.conv3\.weight", name)) for name in state) for i in range(1, 5)]
+    return depths == [3, 4, 6, 3] and state[f"{BODY}layer1.0.conv2.weight"].shape[:2] == (64, 64)
 
 
 TORCHVISION = Family(
