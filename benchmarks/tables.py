@@ -87,14 +87,11 @@ def _whole_gpu(subject: str, case: str, dtype: str, host: str = "models") -> Pic
 
 
 _FAST = "faster-host"  # where launches cost torchvision less
-_R50 = "ResNet-50 FPN, 400 x 600 at 800 x 1200, "
 _PYRAMID = "1000 RoIs x 256 x 7 x 7, *"
 _MASKS = "100 masks* 800 x 1333*"
 TABLES: dict[str, tuple[Line, ...]] = {
     "cpu": (
         _line("End to end, bundled model, 512 x 512", _model("people, * 512 x 512 at 320")),
-        _line("End to end, ResNet-50 FPN at 800 x 1200, 100 detections", _model(f"{_R50}100 detections")),
-        _line("the same, 10 detections", _model(f"{_R50}10 detections")),
         _line("End to end, ResNet-50 FPN at 800 x 1331", _model("ResNet-50 FPN, 360 x 599 at 800 x 1331, *")),
         _line(
             "the same in bfloat16: {note}",
@@ -108,23 +105,18 @@ TABLES: dict[str, tuple[Line, ...]] = {
             for peer in ("Detectron2", "MMDetection")
         ),
         _line(
-            "RoIAlign over a pyramid, 1000 x 256 x 7 x 7, channels_last",
+            "RoIAlign over a pyramid, 1000 x 256 x 7 x 7; channels_last / NCHW input",
             _op("roi_align", _PYRAMID, ours="trimask, channels_last", dtype="float32"),
-        ),
-        _line(
-            "the same, NCHW input, which must be turned first",
             _op("roi_align", _PYRAMID, ours="trimask, NCHW", dtype="float32"),
         ),
-        *(
-            _line(
-                f"NMS of {count} {name}, all survivors kept / 100 kept",
-                _op("nms", f"{count} *{kind}, *all kept*"),
-                _op("nms", f"{count} *{kind}, *100 kept*"),
-            )
-            for name, kind in (("proposals", "proposals"), ("boxes on the same few objects", "crowd"))
-            for count in (1000, 2000)
+        _line(
+            "NMS of 100 / 1000 / 2000 proposals",
+            *(_op("nms", f"{count} *proposals, *all kept*") for count in (100, 1000, 2000)),
         ),
-        _line("NMS of 100 proposals", _op("nms", "100 *proposals, *all kept*")),
+        _line(
+            "NMS of 1000 / 2000 boxes on the same few objects",
+            *(_op("nms", f"{count} *crowd, *all kept*") for count in (1000, 2000)),
+        ),
         _line("Paste 100 masks to 800 x 1333", _op("paste_masks", "100 masks* 800 x 1333")),
         _line("COCO run lengths of them", _op("masks_to_rle", _MASKS, peer="pycocotools, dense masks")),
         _line(
@@ -133,7 +125,7 @@ TABLES: dict[str, tuple[Line, ...]] = {
         ),
         *(
             _line(
-                f"On one core of a Xeon: {name} on one map of 50 x 84 x 256, 100 / 1000 RoIs",
+                f"{name} of one map of 50 x 84 x 256, 100 / 1000 RoIs (Xeon)",
                 _xeon_op(subject, "100 RoIs*one map*", ours="trimask, NCHW"),
                 _xeon_op(subject, "1000 RoIs*one map*", ours="trimask, NCHW"),
             )
@@ -141,14 +133,17 @@ TABLES: dict[str, tuple[Line, ...]] = {
         ),
         *(
             _line(
-                f"there, {name} on one of 200 x 336, NCHW, 1 / 10 RoIs",
+                f"{name} of one map of 200 x 336 x 256, 1 / 10 RoIs (Xeon)",
                 _xeon_op(subject, "1 RoIs*one map*", ours="trimask, NCHW"),
                 _xeon_op(subject, "10 RoIs*one map*", ours="trimask, NCHW"),
             )
             for name, subject in (("RoIAlign", "roi_align"), ("RoIPool", "roi_pool"))
         ),
-        _line("On one core of a Xeon with AMX: bundled model, 512 x 512", _xeon("people, * 512 x 512 at 320")),
-        _line("there, ResNet-50 FPN at 800 x 1331", _xeon("ResNet-50 FPN, 360 x 599 at 800 x 1331, *")),
+        _line("End to end on a Xeon with AMX, bundled model, 512 x 512", _xeon("people, * 512 x 512 at 320")),
+        _line(
+            "End to end on a Xeon with AMX, ResNet-50 FPN at 800 x 1331",
+            _xeon("ResNet-50 FPN, 360 x 599 at 800 x 1331, *"),
+        ),
         _line(
             "the same in bfloat16: {note}",
             _xeon("ResNet-50 FPN, 360 x 599 at 800 x 1331, *", ours="trimask, bfloat16"),

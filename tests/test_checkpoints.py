@@ -696,8 +696,8 @@ def test_the_people_checkpoint(shared_data: Path, tmp_path: Path) -> None:
     assert all("predictor" in name for name in changed)  # rows of the background
     with pytest.raises(ValueError, match="has 4 anchors per cell"):
         load_model(source)
-    other = load_model(source, aspect_ratios=[0.5, 1, 2, 3], taps=[2, 5, 11, 16])  # as wide, of other blocks
-    assert other.config.backbone.taps == (2, 5, 11, 16)
+    other = load_model(source, aspect_ratios=[0.5, 1, 2, 3], taps=[2, 5, 11, 17])  # as wide, of other blocks
+    assert other.config.backbone.taps == (2, 5, 11, 17)
     with pytest.raises(ValueError, match="of another shape"):
         load_model(source, aspect_ratios=[0.5, 1, 2, 3], taps=[1, 6, 13, 17])
     bare = inspect(source, aspect_ratios=[0.5, 1, 2, 3]).config.backbone

@@ -442,6 +442,10 @@ LOADED = {  # options of predict and eval alike, and what `trimask.load` gets of
     "--activation relu6": {"activation": "relu6"},
     "--norm-eps 0.01": {"norm_eps": 0.01},
     "--norm-groups 16": {"norm_groups": 16},
+    "--taps 2 4 11 17": {"taps": [2, 4, 11, 17]},
+    "--pre-nms 300": {"pre_nms": 300},
+    "--rpn-nms-threshold 0.6": {"rpn_nms_threshold": 0.6},
+    "--sampling-ratio 0": {"sampling_ratio": 0},
     "--proposals 50": {"proposals": 50},
     "--classes cat dog": {"classes": ["cat", "dog"]},
     "--category-ids 4 2": {"category_ids": [4, 2]},
@@ -452,6 +456,7 @@ EXPORTED = {  # and what `Runtime` gets
     "--device cuda:1": {"device": "cuda:1"},
     "--dtype bfloat16": {"dtype": "bfloat16"},
     "--runtime openvino": {"backend": "openvino"},
+    "--threads 3": {"threads": 3},
     **{option: LOADED[option] for option in ("--score 0.25", "--max-detections 7", "--resize 320")},
 }
 STREAMED = {"--batch-size 3": {"batch_size": 3}, "--workers 2": {"workers": 2}}  # what `predict` or `detect` gets
