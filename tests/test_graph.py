@@ -302,6 +302,23 @@ def test_a_mask_does_not_depend_on_how_many_there_are(rng: torch.Generator) -> N
         assert torch.equal(head(features[-count:], labels[-count:]), together[-count:])
 
 
+@torch.inference_mode()
+def test_rois_some_at_a_time_are_pooled_as_all(rng: torch.Generator) -> None:
+    """Where a stage of the trunk sees them; and with as many of each picture as there are."""
+    graph = optimize(cached_model(VARIANTS["C4"]), CPU, torch.float32)
+    assert graph.rois_at_once is not None
+    maps = [torch.randn(2, 256, 8, 10, generator=rng).contiguous(memory_format=torch.channels_last)]
+    rois = torch.rand(2, 23, 4, generator=rng) * 60
+    rois[..., 2:] += rois[..., :2]
+    count = torch.tensor([23, 9])
+    found = []
+    for graph.rois_at_once in (None, 23, 5, 1):
+        found.append(graph.pool(maps, rois, count, 14))
+        assert found[-1].flatten(0, 1).is_contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(found[-1], found[0], **SUMMED_DIFFERENTLY)
+    assert torch.equal(found[1], found[0])
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_rounds_what_the_network_says_and_nothing_after(
     dtype: torch.dtype, rng: torch.Generator

@@ -21,7 +21,6 @@ from .layers import (
     FusedConv,
     FusedLinear,
     FusedMaskHead,
-    InParts,
     PixelMaskHead,
     PooledConv,
     PredictedConv,
@@ -31,6 +30,8 @@ from .layers import (
     has_onednn,
     lean,
 )
+
+ROIS_AT_ONCE = 32  # for a trunk's last stage: 26 MB of pixels; a thousand at once take 0.8 GB, and no less time
 
 __all__ = ["fold", "optimize", "run_lengths"]
 
@@ -86,9 +87,7 @@ def _fuse_for_onednn(model: MaskRCNN) -> None:
     if isinstance(model.backbone, ResNet):
         if isinstance(model.backbone.stem, FusedConv):
             model.backbone.stem, model.backbone.pool = PooledConv(model.backbone.stem), nn.Identity()
-        stages = model.backbone.stages
-        for i in range(model.backbone.on_picture, len(stages)):
-            stages[i] = InParts(stages[i])
+        model.rois_at_once = ROIS_AT_ONCE
         blocks = [block for block in model.backbone.modules() if isinstance(block, (BasicBlock, Bottleneck))]
         overwriting += [block.conv3 if isinstance(block, Bottleneck) else block.conv2 for block in blocks]
     for layer in overwriting:

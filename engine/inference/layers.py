@@ -20,7 +20,6 @@ __all__ = [
     "FusedConv",
     "FusedLinear",
     "FusedMaskHead",
-    "InParts",
     "PixelMaskHead",
     "PooledConv",
     "PredictedConv",
@@ -32,7 +31,6 @@ __all__ = [
 ]
 
 ROIS = 8  # at a time in a mask head: 6 MB of pixels
-ROIS_IN_PART = 128  # of a trunk's last stage: 100 MB of pixels; a tenth faster than a thousand at once
 POOLED_ROWS = 16  # at a time in a stem: of a picture 1344 wide, 6 MB before they are pooled
 
 
@@ -250,17 +248,6 @@ def _rows(x: Tensor, start: int, stop: int, outside: float) -> Tensor:
     found = x[:, :, max(start, 0) : stop]
     above, below = max(-start, 0), max(stop - x.shape[2], 0)
     return F.pad(found, (0, 0, above, below), value=outside) if above or below else found
-
-
-class InParts(nn.Module):
-    """Layers on a CPU that see some RoIs at a time, whose maps between the layers then take little memory."""
-
-    def __init__(self, layers: nn.Module) -> None:
-        super().__init__()
-        self.layers = layers
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([self.layers(part) for part in x.split(ROIS_IN_PART)])
 
 
 class FusedLinear(nn.Module):

@@ -59,6 +59,7 @@ class MaskRCNN(nn.Module):
             channels = self.backbone.roi_channels
         self.box_head = BoxHead(channels, config.num_classes, config.box_head)
         self.mask_head = MaskHead(channels, config.num_classes, config.mask_head) if config.mask_head else None
+        self.rois_at_once: int | None = None  # of each picture, for the stage that sees RoIs; None: all
         for name, values in (("mean", config.input.mean), ("std", config.input.std)):
             levels = torch.tensor(values, dtype=torch.float32).view(3, 1, 1)
             self.register_buffer(name, levels, persistent=False)
@@ -141,10 +142,25 @@ class MaskRCNN(nn.Module):
 
         Where a stage of the trunk sees them, it has twice the channels and half the resolution.
         """
-        pooled = pool(pyramid[:4], self.config.strides[:4], rois, count, resolution, self.config.pool)
         if not self.config.backbone.last_on_rois:
-            return pooled
-        return self.on_rois(pooled.flatten(0, 1)).unflatten(0, rois.shape[:2])
+            return self._pooled(pyramid, rois, count, resolution)
+        batch, rows = rois.shape[:2]
+        at_once = self.rois_at_once
+        if at_once is None or rows <= at_once:
+            return self.on_rois(self._pooled(pyramid, rois, count, resolution).flatten(0, 1)).unflatten(
+                0, (batch, rows)
+            )
+        features = rois.new_empty(0)
+        for first in range(0, rows, at_once):
+            pooled = self._pooled(pyramid, rois[:, first : first + at_once], count - first, resolution)
+            seen = self.on_rois(pooled.flatten(0, 1))  # channels_last, and so is what holds all
+            if first == 0:
+                features = seen.new_empty(batch, rows, *seen.shape[2:], seen.shape[1]).movedim(4, 2)
+            features[:, first : first + at_once] = seen.unflatten(0, pooled.shape[:2])
+        return features
+
+    def _pooled(self, pyramid: list[Tensor], rois: Tensor, count: Tensor, resolution: int) -> Tensor:
+        return pool(pyramid[:4], self.config.strides[:4], rois, count, resolution, self.config.pool)
 
     def on_rois(self, pooled: Tensor) -> Tensor:
         """What the heads see of pooled features [N, C, h, w]: those, or what the stages make of them that see RoIs."""
