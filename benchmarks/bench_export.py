@@ -15,14 +15,12 @@ from typing import Any, NamedTuple
 
 from ..engine.inference.predicting import Predicting
 from ..engine.inference.predictor import Predictor
-from ..engine.model.checkpoints import load_model
-from ..engine.model.mask_rcnn import MaskRCNN
 from .comparison import Comparison, Planned, bounded
 from .fresh import in_its_own_process
 from .harness import Row
 from .installed import optional
 from .matching import AUTOCAST, EXACT, FLOAT16, INT8, Found, Tolerance, disagreement, nearness
-from .networks import random_resnet
+from .networks import named
 from .peers import peer
 from .runtimes import detecting, open_runtime
 from .samples import photographs
@@ -109,7 +107,7 @@ def _rows(case: Case, threads: int, quick: bool, data: Data) -> list[Row]:
     pictures = photographs(case.size, 1)
     with TemporaryDirectory() as folder:
         files = _export(case, Path(folder), quick, data)
-        predictors: dict[str, Predicting] = {"trimask": Predictor(_model(case.model), device="cpu")}
+        predictors: dict[str, Predicting] = {"trimask": Predictor(named(case.model), device="cpu")}
         makers: dict[str, tuple[Any, ...]] = {
             "torchvision": ("bench_export.torchvision_call", case.model, case.size),
             "trimask": ("bench_export.trimask_call", case.model, case.size),
@@ -147,7 +145,7 @@ def _rows(case: Case, threads: int, quick: bool, data: Data) -> list[Row]:
         rows = one.rows(threads, quick, rounds, seconds)
         for i, row in enumerate(rows):
             if row.p50_ms is not None:
-                row = replace(row, note="; ".join(filter(None, [row.note, *_notes(row, one, files)])))
+                row = row.noted(*_notes(row, one, files))
                 row = row if quick else _alone(row, makers[row.implementation], threads)
                 rows[i] = _with_precision(row, case, predictors.get(row.implementation), data)
         return rows
@@ -166,8 +164,7 @@ def _notes(row: Row, one: Comparison, files: dict[str, Path | str]) -> Iterator[
 def _alone(row: Row, maker: tuple[Any, ...], threads: int) -> Row:
     """The row with its first call and memory, in a process of its own."""
     fields = in_its_own_process(*maker, threads=threads)
-    note = "; ".join(filter(None, [row.note, fields.pop("note", "")]))
-    return replace(row, **fields, note=note)
+    return row.noted(fields.pop("note", ""), **fields)
 
 
 def _with_precision(row: Row, case: Case, predictor: Predicting | None, data: Data) -> Row:
@@ -187,7 +184,7 @@ def _export(case: Case, folder: Path, quick: bool, data: Data) -> dict[str, Path
     """A file of each kind, or why there is none."""
     from ..export.onnx import to_onnx
 
-    model = _model(case.model)
+    model = named(case.model)
     options: dict[str, dict[str, Any]] = {"": {}, "full": {"masks": "full"}, "half": {"half": True}}
     files: dict[str, Path | str] = {
         name: to_onnx(model, folder / f"{name or 'float32'}.onnx", **more).path for name, more in options.items()
@@ -201,13 +198,9 @@ def _export(case: Case, folder: Path, quick: bool, data: Data) -> dict[str, Path
     return files
 
 
-def _model(name: str) -> MaskRCNN:
-    return load_model("people") if name == "people" else random_resnet(int(name))
-
-
 def trimask_call(model: str, size: Sequence[int]) -> Call:
     """Torch, with our ops."""
-    return detecting(Predictor(_model(model), device="cpu"), photographs((size[0], size[1]), 1))
+    return detecting(Predictor(named(model), device="cpu"), photographs((size[0], size[1]), 1))
 
 
 def torchvision_call(model: str, size: Sequence[int]) -> Call | None:
@@ -215,5 +208,5 @@ def torchvision_call(model: str, size: Sequence[int]) -> Call | None:
     theirs = peer("torchvision")
     if theirs is None:
         return None
-    call: Call = theirs.detecting(theirs.twin(_model(model)), photographs((size[0], size[1]), 1))
+    call: Call = theirs.detecting(theirs.twin(named(model)), photographs((size[0], size[1]), 1))
     return call

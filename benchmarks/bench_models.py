@@ -17,7 +17,6 @@ import torch
 from numpy.typing import NDArray
 
 from ..engine.inference.predictor import Predictor
-from ..engine.model.checkpoints import load_model
 from ..engine.model.mask_rcnn import MaskRCNN
 from .comparison import NEEDS_A_GPU, Comparison, Planned, bounded
 from .compiling import compiled_backbone
@@ -26,7 +25,7 @@ from .fresh import in_its_own_process
 from .harness import Row
 from .installed import optional
 from .matching import BFLOAT16, Found, disagreement, nearness
-from .networks import random_detectron2, random_mmdetection, random_resnet
+from .networks import named, random_detectron2, random_mmdetection, random_resnet
 from .peers import PEERS, peer
 from .runtimes import detecting
 from .samples import photographs
@@ -164,7 +163,7 @@ def _completed(row: Row, case: Case, one: Comparison, threads: int) -> Row:
     }
     if row.p50_ms is None or row.implementation not in makers:
         return row
-    notes = [row.note]
+    notes = []
     if row.implementation == BF16:
         exact, rounded = one.implementations["trimask"], one.implementations[BF16]
         assert callable(exact)
@@ -173,11 +172,11 @@ def _completed(row: Row, case: Case, one: Comparison, threads: int) -> Row:
     maker, *more = makers[row.implementation]
     fields = in_its_own_process(maker, *case.arguments(), *more, threads=threads)
     notes.append(fields.pop("note", ""))
-    return replace(row, **fields, note="; ".join(filter(None, notes)))
+    return row.noted(*notes, **fields)
 
 
 def _model(model: str, kind: str) -> MaskRCNN:
-    return load_model("people") if model == "people" else _NETWORKS[kind](int(model))
+    return named(model, _NETWORKS[kind])
 
 
 def _pictures(sample: str, size: tuple[int, int] | None, step: int, batch: int) -> list[Picture]:

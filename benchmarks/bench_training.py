@@ -13,13 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..engine.model.checkpoints import load_model
 from ..engine.model.losses import LossConfig, Targets, losses
 from ..engine.model.mask_rcnn import MaskRCNN
 from ..engine.model.matching import ANCHORS, OBJECTS, PROPOSALS, random_keys
 from .comparison import Comparison, Planned, bounded
 from .harness import Row
-from .networks import random_resnet
+from .networks import named
 from .peers import peer
 from .samples import photographs
 
@@ -137,10 +136,6 @@ def make_steps(case: Case, device: torch.device = CPU, autocast: torch.dtype | N
     return steps | {"trimask": trimask_step(case, device, autocast)}
 
 
-def _source(case: Case) -> MaskRCNN:
-    return load_model("people") if case.model == "people" else random_resnet(int(case.model))
-
-
 def _batch(case: Case, device: torch.device) -> tuple[Tensor, Tensor, Targets]:
     """Pictures float32 [B, 3, H, W] in 0..255, the seeds of their samples int64 [B], and their objects."""
     image = torch.stack([torch.from_numpy(x) for x in photographs(case.size, case.batch)]).permute(0, 3, 1, 2).float()
@@ -152,7 +147,7 @@ def trimask_step(case: Case, device: torch.device = CPU, autocast: torch.dtype |
     """Our step, ready to be called: it gives the terms of the loss."""
     image, seeds, targets = _batch(case, device)
     sizes = torch.tensor([case.size] * case.batch).to(device)
-    model = learning(_source(case)).to(device)
+    model = learning(named(case.model)).to(device)
     ours = partial(losses, model, image, sizes, targets, LossConfig.TORCHVISION, seeds=seeds)
     return _step(model, ours, device, autocast)
 
@@ -167,7 +162,7 @@ def torchvision_step(
     theirs = peer("torchvision")
     if theirs is None:
         return None
-    (image, seeds, targets), source = _batch(case, device), _source(case)
+    (image, seeds, targets), source = _batch(case, device), named(case.model)
     assert targets.masks is not None
     twin: Any = theirs.twin(source).train().requires_grad_(True)
     twin.transform._skip_resize = True

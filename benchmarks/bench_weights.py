@@ -7,7 +7,7 @@ each, except of what is compiled, whose first call takes minutes. What cannot ta
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -173,7 +173,7 @@ def _nearness(row: Row, expected: list[Found], call: Call) -> Row:
     """The row with how near its detections are to float32's, where it was timed in lower precision."""
     if row.p50_ms is None or row.dtype == "float32":
         return row
-    return replace(row, note="; ".join(filter(None, [row.note, nearness(expected, call())])))
+    return row.noted(nearness(expected, call()))
 
 
 def _completed(
@@ -198,8 +198,7 @@ def _completed(
         if not work.on_cpu:
             alone.pop("peak_bytes", None)  # of the host
         found |= alone
-    note = "; ".join(filter(None, [row.note, found.pop("note", "")]))
-    return replace(row, **found, note=note)
+    return row.noted(found.pop("note", ""), **found)
 
 
 def _differing(expected: list[Found], found: list[Found], tolerance: Tolerance | None) -> str:

@@ -20,12 +20,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .harness import OURS
+from .harness import FEWEST_ROUNDS, OURS
 from .results import PEER, Results, Row
 
 __all__ = ["Change", "Changes", "judge", "require_alike"]
 
-_FEWEST_ROUNDS = 6  # as an interval takes
 _BUSY = 1.25  # load for each core; a run before this one, with as many threads as cores, leaves no more than 1
 
 Key = tuple[str, str, str, str, str, int]
@@ -110,7 +109,7 @@ def judge(old: Results, new: Results, margin: float) -> Changes:
     unjudged = {
         key
         for key in ours
-        if min(before[key].rounds or 0, after[key].rounds or 0) < _FEWEST_ROUNDS
+        if min(before[key].rounds or 0, after[key].rounds or 0) < FEWEST_ROUNDS
         or (busy and after[key].device == "cpu" and after[key].threads > 1)
     }
     return Changes(

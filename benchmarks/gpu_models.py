@@ -251,7 +251,7 @@ def _point(bench: Bench, point: Point, left: list[str], corner: bool = True) -> 
                 continue
             fields = usage(bench, call, point.batch, staged=call if call is ours else None, profiled=corner)
             if row.captured and row.call_ms and row.p50_ms > WORTH_IT * row.call_ms:
-                fields["note"] = "; ".join(filter(None, [row.note, slower_in_a_graph(call)]))
+                row = row.noted(slower_in_a_graph(call))
             rows[i] = replace(row, **fields)
         return rows
 
@@ -341,4 +341,4 @@ def _compiled(bench: Bench, left: list[str]) -> list[Row]:
     implementations |= dict(compiled_peers(twin, lambda peer: partial(_theirs, peer, images, dtype), bench))
     how = "a quick run compiles nothing" if bench.quick else f"both compiled in {time.monotonic() - start:.0f} s"
     rows = _compare(bench, "models compiled", str(point), implementations, point, _expected(twin, images, point))
-    return [replace(row, note="; ".join(filter(None, [row.note, how]))) for row in rows]
+    return [row.noted(how) for row in rows]

@@ -61,5 +61,5 @@ def _step(bench: Bench, dtype: str, batch: Batch) -> list[Row]:
                 continue
             note = "waits for the device" if device.type == "cuda" and waits(step) else ""
             fields = usage(bench, step, batch.batch)
-            rows[i] = replace(row, **fields, note="; ".join(filter(None, [row.note, note])))
+            rows[i] = row.noted(note, **fields)
     return rows

@@ -33,7 +33,7 @@ __all__ = [
 
 OURS = "trimask"  # how the names of our implementations begin
 _SHORTEST_SAMPLE = 2e-3  # seconds; what is shorter is called several times in a row for one sample
-_FEWEST_ROUNDS = 6  # however long they take: fewer have no interval
+FEWEST_ROUNDS = 6  # however long they take: fewer have no interval
 _CONFIDENCE = 0.95  # of intervals
 _LONGEST_NOTE = 500  # characters
 _MAIN = "main"
@@ -244,7 +244,7 @@ def _interleave(samplers: Mapping[_Key, Sampler], rounds: int, seconds: float) -
     keys = list(samplers)
     start = time.perf_counter()
     for done in range(rounds):
-        if done >= _FEWEST_ROUNDS and time.perf_counter() - start > seconds:
+        if done >= FEWEST_ROUNDS and time.perf_counter() - start > seconds:
             break
         for key in keys:
             samples[key].append(samplers[key]())

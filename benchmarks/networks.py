@@ -6,15 +6,14 @@ from typing import Any
 
 import torch
 
-from ..engine.model.config import MaskRCNNConfig
+from ..engine.model.checkpoints import load_model
+from ..engine.model.config import DEPTHS, MaskRCNNConfig
 from ..engine.model.mask_rcnn import MaskRCNN
 from ..engine.model.presets import detectron2, mmdet, torchvision_v1
 
-__all__ = ["BLOCKS", "drawn", "random_detectron2", "random_mmdetection", "random_resnet", "without_masks"]
+__all__ = ["drawn", "named", "random_detectron2", "random_mmdetection", "random_resnet", "without_masks"]
 
 Preset = Callable[..., MaskRCNNConfig]
-
-BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}  # of ResNets by depth
 
 
 def random_resnet(depth: int = 50, proposals: int = 1000, detections: int = 100) -> MaskRCNN:
@@ -23,7 +22,7 @@ def random_resnet(depth: int = 50, proposals: int = 1000, detections: int = 100)
     config = torchvision_v1(names, tuple(range(1, 91)))
     config = replace(
         config,
-        backbone=replace(config.backbone, blocks=BLOCKS[depth]),  # type: ignore[arg-type]
+        backbone=replace(config.backbone, blocks=DEPTHS[True][str(depth)]),  # type: ignore[arg-type]
         rpn=replace(config.rpn, pre_nms=proposals, post_nms=proposals),
         detection=replace(config.detection, max_detections=detections),
     )
@@ -42,7 +41,13 @@ def random_mmdetection(depth: int = 50, preset: Preset = mmdet) -> MaskRCNN:
 
 def _of_eighty_classes(preset: Preset, depth: int) -> MaskRCNN:
     config = preset(tuple(f"class {i}" for i in range(1, 81)), tuple(range(1, 81)))
-    return drawn(replace(config, backbone=replace(config.backbone, blocks=BLOCKS[depth])))  # type: ignore[arg-type]
+    backbone = replace(config.backbone, blocks=DEPTHS[True][str(depth)])  # type: ignore[arg-type]
+    return drawn(replace(config, backbone=backbone))
+
+
+def named(name: str, build: Callable[[int], MaskRCNN] = random_resnet) -> MaskRCNN:
+    """The bundled model by its name, or one that is built of a ResNet's depth."""
+    return load_model("people") if name == "people" else build(int(name))
 
 
 def drawn(config: MaskRCNNConfig) -> MaskRCNN:

@@ -81,6 +81,10 @@ class Row:
     box_ap: float | None = None
     mask_ap: float | None = None
 
+    def noted(self, *notes: str, **fields: Any) -> "Row":
+        """The row with more in its note, and other fields."""
+        return replace(self, **fields, note="; ".join(filter(None, [self.note, *notes])))
+
     def above_floor(self, bandwidth: float | None) -> "Row":
         """The row with its floor, where it was timed and the bytes and the bandwidth (of a copy) are known."""
         if self.p50_ms is None or not self.least_bytes or not bandwidth:

@@ -2,11 +2,11 @@
 
 from dataclasses import fields, replace
 
-from ...engine.model.config import MaskRCNNConfig, MobileNetV2Config, ResNetConfig
+from ...engine.model.config import DEPTHS, MaskRCNNConfig, MobileNetV2Config, ResNetConfig
 
 __all__ = ["depth", "unlike_preset"]
 
-_DEPTHS = {(3, 4, 6, 3): 50, (3, 4, 23, 3): 101, (3, 8, 36, 3): 152}
+_DEPTHS = {blocks: int(name) for name, blocks in DEPTHS[True].items()}
 
 
 def depth(trunk: ResNetConfig | MobileNetV2Config) -> int | None:
