@@ -1,13 +1,17 @@
 """Recording and replaying, on a recorder that needs no GPU: what is kept, whose results are whose, what is given up."""
 
 import gc
+import itertools
 import os
 import threading
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
 from typing import NamedTuple
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -18,7 +22,8 @@ from matching import same
 from models import SMALL, small_model
 from recording import FakeRecorder, fix_shapes, recorded_predictor
 from trimask import Predictor
-from trimask.engine.inference.capture import GraphRunner, run_eagerly
+from trimask.engine.inference import capture
+from trimask.engine.inference.capture import CudaRecorder, GraphRunner, run_eagerly
 from trimask.engine.inference.timing import Stopwatch
 
 
@@ -250,6 +255,84 @@ def test_a_second_part_that_cannot_be_recorded_runs_as_it_is() -> None:
         got = run((torch.ones(2, 6), torch.ones(2, 6)), (2,), Stopwatch())
     assert all(map(torch.equal, got, wanted))
     assert len(run) == 1
+
+
+class Pools:
+    """A :class:`CudaRecorder` on a device that there is not, which tells the memory pool of each capture."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.used: list[int] = []
+        self.slow = False
+        numbers = itertools.count(1)
+        for name, value in {
+            "CUDAGraph": lambda: SimpleNamespace(replay=self.replay),
+            "Event": MagicMock,
+            "current_stream": MagicMock,
+            "graph": self.graph,
+            "graph_pool_handle": lambda: next(numbers),
+            "stream": lambda _: nullcontext(),
+        }.items():
+            monkeypatch.setattr(torch.cuda, name, value)
+        for name, value in {
+            "_capture_stream": MagicMock(),
+            "_milliseconds": self.milliseconds,
+            "_own_workspace": nullcontext,
+            "_watch": lambda: None,
+            "current_device": lambda _: nullcontext(),
+        }.items():
+            monkeypatch.setattr(capture, name, value)
+        self.recorder = CudaRecorder(torch.device("cuda", 0))
+
+    def replay(self) -> None:
+        pass
+
+    @contextmanager
+    def graph(self, graph: object, pool: int, **_: object) -> Iterator[None]:
+        self.used.append(pool)
+        yield
+
+    def milliseconds(self, enqueue: Callable[[], object]) -> float:
+        enqueue()
+        return 10.0 if self.slow and enqueue == self.replay else 1.0
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="would spoil the state of a device")
+def test_recordings_share_a_pool_as_long_as_captures_succeed(monkeypatch: pytest.MonkeyPatch) -> None:
+    pools, kept, broken = Pools(monkeypatch), [], False
+
+    def function(mark: Callable[[str], None]) -> Sums:
+        if broken and len(pools.used) == before + 1:  # in the capture, after the runs ahead of it
+            raise ZeroDivisionError
+        return Sums(torch.zeros(1), None, torch.zeros(1))
+
+    for outcome in ("good", "good", "slow", "good", "broken", "good", "slow", "good"):
+        pools.slow, broken, before = outcome == "slow", outcome == "broken", len(pools.used)
+        failure = RuntimeError if pools.slow else ZeroDivisionError
+        with pytest.raises(failure) if pools.slow or broken else nullcontext():
+            kept.append(pools.recorder.record(function))
+    assert len(kept) == 5
+    assert pools.used == [1, 1, 1, 1, 1, 2, 2, 2]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="would spoil the state of a device")
+def test_what_a_failed_capture_made_is_let_go_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    pools, made = Pools(monkeypatch), []
+
+    def function(mark: Callable[[str], None]) -> Sums:
+        total = torch.zeros(1)
+        made.append(weakref.ref(total))
+        if pools.used:
+            raise ZeroDivisionError
+        return Sums(total, None, total)
+
+    gc.disable()
+    try:
+        with pytest.raises(ZeroDivisionError) as caught:
+            pools.recorder.record(function)
+        del caught
+        assert [one() for one in made] == [None] * capture.WARMUPS + [None]
+    finally:
+        gc.enable()
 
 
 @pytest.fixture
