@@ -428,7 +428,7 @@ def test_one_of_several_that_is_not_there_says_what_was_expected(tmp_path: Path)
     items = list(expand(sources))
     assert items == sources
     for item, told in zip(
-        items, ("in the folder", "match the pattern", "nothing at", "must be downloaded"), strict=True
+        items, ("in the folder", "match the pattern", "nothing at", "URLs are not fetched"), strict=True
     ):
         with pytest.raises(FileNotFoundError, match=told) as caught:
             read(item)

@@ -28,7 +28,7 @@ def write_whole(path: Path, put: Callable[[IO[bytes]], Any]) -> Path:
         os.replace(part, path)
     except BaseException as error:
         part.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None:  # of a full disk
+        if isinstance(error, OSError) and error.errno and error.filename is None:  # of a full disk
             error.filename = str(path)
         raise
     return path
