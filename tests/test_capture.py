@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from types import SimpleNamespace
 from typing import NamedTuple
 from unittest.mock import MagicMock
@@ -274,6 +275,7 @@ class Pools:
         }.items():
             monkeypatch.setattr(torch.cuda, name, value)
         for name, value in {
+            "_RECORDING": SimpleNamespace(submit=lambda *call: SimpleNamespace(result=partial(*call))),  # no thread
             "_capture_stream": MagicMock(),
             "_milliseconds": self.milliseconds,
             "_own_workspace": nullcontext,
