@@ -147,9 +147,8 @@ class MaskRCNN(nn.Module):
         batch, rows = rois.shape[:2]
         at_once = self.rois_at_once
         if at_once is None or rows <= at_once:
-            return self.on_rois(self._pooled(pyramid, rois, count, resolution).flatten(0, 1)).unflatten(
-                0, (batch, rows)
-            )
+            pooled = self._pooled(pyramid, rois, count, resolution)
+            return self.on_rois(pooled.flatten(0, 1)).unflatten(0, (batch, rows))
         features = rois.new_empty(0)
         for first in range(0, rows, at_once):
             pooled = self._pooled(pyramid, rois[:, first : first + at_once], count - first, resolution)
