@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from ..engine.inference.predictor import Predictor
 from ..engine.model.checkpoints import load_model
+from ..engine.model.files import is_exported
 from ..engine.model.mask_rcnn import MaskRCNN
 from .compiling import COMPILING, WARM_UP, compiled_backbone, time_limit
 from .device import Bench, precision
@@ -210,7 +211,7 @@ def _differing(expected: list[Found], found: list[Found], tolerance: Tolerance |
 
 def _programs(work: Work, folder: Path, say: Say) -> tuple[_Programs, Make | None]:
     """Every program, and what shows what is right in lower precision."""
-    exported = work.weights.endswith(".onnx")
+    exported = is_exported(work.weights)
     if exported:
         if work.options:
             raise ValueError(f"{work.weights}: expected no {', '.join(work.options)}, which the export has fixed")

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
+from ..engine.model.files import is_exported
 from .console import open_console
-from .options import DTYPES, Verbs, add_checkpoint_options, add_verb, checkpoint_options, existing, is_exported
+from .options import DTYPES, Verbs, add_checkpoint_options, add_verb, checkpoint_options, existing
 
 if TYPE_CHECKING:
     from ..benchmarks.changes import Changes

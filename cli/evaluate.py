@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .. import __version__
-from ..engine.model.files import write_json
+from ..engine.model.files import is_exported, write_json
 from .console import open_console, progress
 from .options import (
     Verbs,
@@ -24,7 +24,6 @@ from .options import (
     add_verb,
     add_weights_option,
     checkpoint_options,
-    is_exported,
     load_any,
 )
 from .predict import check_folder

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..engine.model.config import MaskRCNNConfig, describe, describe_trunk
-from .options import is_exported
+from ..engine.model.files import is_exported
 
 if TYPE_CHECKING:
     from ..engine.model.checkpoints import Trunk

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..engine.model.files import is_exported
+
 if TYPE_CHECKING:
     from ..engine.inference.predicting import Predicting
     from ..engine.inference.predictor import Predictor
@@ -22,7 +24,6 @@ __all__ = [
     "add_weights_option",
     "checkpoint_options",
     "existing",
-    "is_exported",
     "kernel_cache",
     "load",
     "load_any",
@@ -146,11 +147,6 @@ def load_any(options: argparse.Namespace, **limits: Any) -> "Predicting":
     )
     print(f"trimask: {weights} runs on {runtime.provider}", file=sys.stderr)
     return runtime
-
-
-def is_exported(weights: str) -> bool:
-    """Whether a name is that of a file that `trimask export` wrote; all else is a checkpoint or a published name."""
-    return weights.lower().endswith(".onnx")
 
 
 def existing(picture: str) -> Path:

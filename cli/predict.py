@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..engine.model.files import is_exported
 from .console import open_console, print_result, progress
 from .options import (
     Verbs,
@@ -17,7 +18,6 @@ from .options import (
     add_model_options,
     add_verb,
     add_weights_option,
-    is_exported,
     load_any,
 )
 

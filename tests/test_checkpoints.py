@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -585,7 +586,7 @@ def test_options_reach_the_config(small_file: Path, tmp_path: Path) -> None:
         assert config.backbone.norm_eps == config.box_head.norm_eps == 1e-3
         assert dict(zip(config.category_ids, config.class_names, strict=True)) == {0: "x", 5: "y", 9: "z"}
         assert (config.input.mean, config.input.std) == ((1, 2, 3.5), (4, 5, 6))
-    two = load_model(small_file, anchor_sizes=[[8, 12, 16]] * 5, aspect_ratios=[1])
+    two = load_model(small_file, anchor_sizes=[[8, 12, 16]] * 5, aspect_ratios=np.ones(1, np.float32))
     assert two.config.anchors.per_cell == 3
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
-__all__ = ["cache_dir", "check_writable", "write_json", "write_whole"]
+__all__ = ["cache_dir", "check_writable", "is_exported", "write_json", "write_whole"]
 
 
 def write_whole(path: Path, put: Callable[[IO[bytes]], Any]) -> Path:
@@ -54,6 +54,11 @@ def check_writable(path: Path) -> None:
             pass
     except OSError as error:
         raise OSError(f"{path}: expected a folder that can be written to ({error.strerror})") from error
+
+
+def is_exported(name: str | Path) -> bool:
+    """Whether a name is that of a file that `trimask export` wrote; all else is a checkpoint or a published name."""
+    return str(name).lower().endswith(".onnx")
 
 
 def cache_dir() -> Path:

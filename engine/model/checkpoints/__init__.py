@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from ..config import MaskRCNNConfig, describe
+from ..files import is_exported
 from ..mask_rcnn import MaskRCNN
 from . import family, native
 from .detectron2 import DETECTRON2
@@ -127,7 +128,7 @@ def convert(source: str | Path, target: str | Path, *, dtype: torch.dtype | None
 def locate(name: str | Path) -> Path:
     """The file of a path, of ``"people"``, or of a published name, downloading it if need be."""
     path = Path(name)
-    if path.suffix.lower() == ".onnx":
+    if is_exported(path):
         raise ValueError(f"{path}: expected a checkpoint, got an exported file, which trimask.export.Runtime runs")
     if path.is_file():
         return path
@@ -160,7 +161,7 @@ def _built(path: Path, contents: Contents, options: Options, hashed: bool) -> tu
         if about is not None:
             if options.style is not None:
                 raise ValueError(f"style: expected none for a trimask checkpoint, got {options.style!r}")
-            model, notes = native.from_contents(contents, options.apply), []
+            model, notes = native.from_contents(contents, about, options.apply), []
             kind, provenance = "trimask", about["provenance"]
         else:
             found = _family(contents.tensors)

@@ -212,6 +212,6 @@ def differences(expected: Mapping[str, torch.Size], found: Mapping[str, torch.Si
     return [f"{kind} ({len(names)}): {_some(names)}" for kind, names in kinds.items() if names]
 
 
-def _some(names: list[str]) -> str:
-    more = len(names) - 8
-    return "; ".join(names[:8]) + (f"; and {more} more" if more > 0 else "")
+def _some(names: list[str], limit: int = 8) -> str:
+    more = len(names) - limit
+    return "; ".join(names[:limit]) + (f"; and {more} more" if more > 0 else "")

@@ -101,12 +101,9 @@ def header(contents: Contents) -> dict[str, Any] | None:
 
 
 def from_contents(
-    contents: Contents, adapt: Callable[[MaskRCNNConfig], MaskRCNNConfig] = lambda config: config
+    contents: Contents, about: Mapping[str, Any], adapt: Callable[[MaskRCNNConfig], MaskRCNNConfig]
 ) -> MaskRCNN:
-    """The model of a file of ours that has been read; ``adapt`` may change values of its config."""
-    about = header(contents)
-    if about is None:
-        raise ValueError(f"expected a checkpoint written by trimask, got another {contents.container} file")
+    """The model of a file of ours, whose :func:`header` is ``about``; ``adapt`` may change values of its config."""
     config = adapt(MaskRCNNConfig.from_json(json.dumps(about.get("config"))))
     problems = differences(
         {name: tensor.shape for name, tensor in outline(config, len(contents.tensors)).items()},

@@ -4,6 +4,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import Any, Literal
 
 from ..config import AnchorConfig, MaskRCNNConfig, MobileNetV2Config
@@ -92,7 +93,6 @@ class Options:
             ("classes", str, "a list of names"),
             ("category_ids", int, "a list of integers"),
             ("taps", int, "four numbers of blocks"),
-            ("aspect_ratios", (int, float), "positive numbers, the same for all levels"),
         ):
             value = getattr(self, name)
             good = isinstance(value, (list, tuple)) and all(isinstance(item, kind) for item in value)
@@ -175,8 +175,10 @@ class Options:
             _check(good, "anchor_sizes", expected, self.anchor_sizes)
             anchors = replace(anchors, sizes=tuple(tuple(float(size) for size in level) for level in levels))
         if self.aspect_ratios is not None:
-            ratios = tuple(float(ratio) for ratio in self.aspect_ratios)
-            _check(bool(ratios) and min(ratios) > 0, "aspect_ratios", "positive numbers", self.aspect_ratios)
+            numbers = all(isinstance(ratio, Real) for ratio in self.aspect_ratios)
+            ratios = tuple(map(float, self.aspect_ratios)) if numbers else ()
+            expected = "positive numbers, the same for all levels"
+            _check(bool(ratios) and min(ratios) > 0, "aspect_ratios", expected, self.aspect_ratios)
             anchors = replace(anchors, aspect_ratios=ratios)
         return anchors
 
