@@ -4,7 +4,7 @@ import hashlib
 import os
 import platform
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
@@ -108,16 +108,23 @@ class OnnxRuntime:
         session_options: Any,
     ) -> None:
         self._onnxruntime = onnxruntime = load_onnxruntime()
-        self._given = session_options
         wanted, number = _provider(device, onnxruntime.get_available_providers())
         if providers is None:
             providers = [(wanted, {"device_id": number}), CPU] if wanted == CUDA else [CPU]
-            cache = cache and session_options is None
         else:  # whatever they are and do, nothing is known of what they would keep, nor where their memory is
             wanted, cache = CPU, False
         if wanted == CUDA and hasattr(onnxruntime, "preload_dlls"):
             onnxruntime.preload_dlls()  # CUDA's libraries, where pip installed them
-        self._session = self._open(data, list(providers), threads, cache)
+        # Falling back from the CPU to the CPU, it would say so on stdout and try a bad file again.
+        session = partial(
+            onnxruntime.InferenceSession, providers=list(providers), enable_fallback=int(len(providers) > 1)
+        )
+        if session_options is not None:
+            self._session = session(data, session_options)
+        elif cache:
+            self._session = self._kept_session(session, data, self._kept(data, providers), threads)
+        else:
+            self._session = session(data, self._options(threads))
         self.provider: str = self._session.get_providers()[0]
         if device is not None and device.startswith("cuda") and self.provider != CUDA:
             warnings.warn(
@@ -138,43 +145,35 @@ class OnnxRuntime:
         self._session.run_with_iobinding(binding)
         return dict(zip(self._outputs, binding.copy_outputs_to_cpu(), strict=True))
 
-    def _open(self, data: bytes, providers: list[Any], threads: int | None, cache: bool) -> Any:
-        """A session, from what an earlier one made of the same file on this machine, if there is that."""
-        # Falling back from the CPU to the CPU, it would say so on stdout and try a bad file again.
-        open_session = partial(
-            self._onnxruntime.InferenceSession, providers=providers, enable_fallback=int(len(providers) > 1)
-        )
-        options = self._options(threads)
-        if not cache:
-            return open_session(data, options)
-        kept = self._kept(data, providers)
+    def _kept_session(self, session: Callable[..., Any], data: bytes, kept: Path, threads: int | None) -> Any:
+        """A session, from what an earlier one made of the same file on this kind of machine, if there is that."""
         if kept.is_file():
             with suppress(Exception):  # damaged, or of another build: made anew
+                options = self._options(threads)
                 options.graph_optimization_level = self._onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-                return open_session(kept.read_bytes(), options)
+                return session(kept.read_bytes(), options)
         part = kept.with_name(f"{kept.name}.{os.getpid()}.part")
         with suppress(Exception):  # nowhere to keep it, or no room: it is optimised every time
             kept.parent.mkdir(parents=True, exist_ok=True)
             try:
                 options = self._options(threads)
                 options.optimized_model_filepath = str(part)
-                session = open_session(data, options)
-                os.replace(part, kept)
-                return session
+                opened = session(data, options)
+                with suppress(OSError):
+                    os.replace(part, kept)
+                return opened
             finally:
                 part.unlink(missing_ok=True)
-        return open_session(data, self._options(threads))
+        return session(data, self._options(threads))
 
     def _options(self, threads: int | None) -> Any:
-        if self._given is not None:
-            return self._given
         options = self._onnxruntime.SessionOptions()
         options.log_severity_level = 3  # errors
         if threads is not None:
             options.intra_op_num_threads = threads
         return options
 
-    def _kept(self, data: bytes, providers: list[Any]) -> Path:
+    def _kept(self, data: bytes, providers: Sequence[Any]) -> Path:
         """Where the optimised graph is: it fits this file, this build of the runtime and this kind of processor."""
         build = (self._onnxruntime.__version__, str(providers), platform.machine(), _processor())
         digest = hashlib.sha256(data)
