@@ -155,6 +155,9 @@ def test_what_pycocotools_confuses_or_takes() -> None:
     assert evaluation.notes == ["annotations that share an id, which pycocotools takes for one: numbered anew"]
     assert [row["name"] for row in evaluation.per_class] == ["cat", "dog"]
     assert evaluate(found, truth, keep_ids=True, **BOXES).summary["bbox_AP"] < 0.6
+    for annotation in truth["annotations"]:
+        annotation["id"] = [7]  # nothing that pycocotools could take, and here nobody asks
+    assert evaluate(found, truth, **BOXES).notes == evaluation.notes
 
 
 @pytest.mark.parametrize(

@@ -477,12 +477,17 @@ class _Truth:
             entries.append(entry)
         meaning = {"iscrowd": "taken as 0", "bbox": "taken from the mask", "area": "taken from the mask or the box"}
         self.notes += [f"{filled[x]} annotations without {x!r}: {text}" for x, text in meaning.items() if filled[x]]
-        if not self.keep_ids and any(annotation.get("id") == 0 for annotation in self.content["annotations"]):
-            self.notes.append("annotation id 0, which pycocotools and Detectron2 count as missed: numbered anew")
-        ids = [annotation["id"] for annotation in self.content["annotations"] if annotation.get("id") is not None]
-        if not self.keep_ids and len(set(ids)) < len(ids):
-            self.notes.append("annotations that share an id, which pycocotools takes for one: numbered anew")
+        if not self.keep_ids:
+            self._note_ids()
         return entries
+
+    def _note_ids(self) -> None:
+        """Which ids of annotations pycocotools would stumble over. Nobody has said that they are numbers or texts."""
+        ids = [annotation["id"] for annotation in self.content["annotations"] if annotation.get("id") is not None]
+        if 0 in ids:
+            self.notes.append("annotation id 0, which pycocotools and Detectron2 count as missed: numbered anew")
+        if len({*map(repr, ids)}) < len(ids):
+            self.notes.append("annotations that share an id, which pycocotools takes for one: numbered anew")
 
     def results(self, found: Sequence[Mapping[str, Any]], kind: str) -> list[Entry]:
         """Detections of one kind, with nothing of the other to take areas from."""
