@@ -49,7 +49,7 @@ def _conv_relu(
     groups: int,
 ) -> Tensor:
     cudnn = torch.backends.cudnn.is_available() and torch.backends.cudnn.enabled
-    # Not more than 2^31 values: torch's own convolutions divide such work, or leave cuDNN; these do neither.
+    # Fewer than 2^31 values: torch's own convolutions divide such work, or leave cuDNN; these do neither.
     if cudnn and has_conv_relu(x.device, x.dtype) and x.numel() * max(len(weight) / x.shape[1], 1) < 2**31:
         geometry = (stride, padding, dilation, groups)
         if residual is None:

@@ -19,7 +19,7 @@ from matching import differences, of_result
 from models import SMALL, VARIANTS, golden_checkpoint, small_model
 from pretence import GPU, NoWaiting, WaitsError, for_gpu, pretend, replace_tensors
 from tolerances import MATCH_MASK_PIXELS, SUMMED_DIFFERENTLY
-from trimask.engine.inference.graph import optimize, run_lengths
+from trimask.engine.inference.graph import fold, optimize, run_lengths
 from trimask.engine.inference.layers import ROIS
 from trimask.engine.model.checkpoints import load_model
 from trimask.engine.model.config import MaskRCNNConfig
@@ -268,7 +268,8 @@ def test_no_part_of_it_asks_for_gradients(
 ) -> None:
     model = cached_model(config)
     ours = optimize(model, CPU, torch.float32)
-    for graph in (ours, *(for_gpu(model, dtype, monkeypatch) for dtype in (torch.float32, torch.float16))):
+    on_gpu = (for_gpu(model, dtype, monkeypatch) for dtype in (torch.float32, torch.float16))
+    for graph in (ours, fold(model, torch.float32), *on_gpu):
         assert [name for name, parameter in graph.named_parameters() if parameter.requires_grad] == []
     assert torch.is_grad_enabled()
     assert not any(x.requires_grad for x in ours(batch(rng), SIZES, SIZES) if x is not None)

@@ -31,9 +31,9 @@ from .layers import (
     lean,
 )
 
-ROIS_AT_ONCE = 32  # for a trunk's last stage: 26 MB of pixels; a thousand at once take 0.8 GB, and no less time
-
 __all__ = ["fold", "optimize", "run_lengths"]
+
+ROIS_AT_ONCE = 32  # for a trunk's last stage: 26 MB of pixels; a thousand at once take 0.8 GB, and no less time
 
 
 def _exact_copy(model: MaskRCNN) -> MaskRCNN:
@@ -101,7 +101,7 @@ def fold(model: MaskRCNN, dtype: torch.dtype) -> MaskRCNN:
     model = _replace_convolutions(_exact_copy(model).cpu(), folded)
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
-    return model
+    return model.requires_grad_(False)
 
 
 @torch.no_grad()

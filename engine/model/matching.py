@@ -37,7 +37,7 @@ def match(
         background: IoU below which it is background.
         allow_low_quality_matches: a box that an object overlaps most, if at all, is foreground whatever their IoU; it
             takes the object that *it* overlaps most.
-        crowd_threshold: a box of the background is neither, where more than this share of its area lies in a crowd's
+        crowd_threshold: a box of the background is ignored, where more than this share of its area lies in a crowd's
             box; None counts it as background.
     """
     shared, area = B.intersection(objects, boxes), B.area(boxes)[:, None]  # [B, G, N], [B, 1, N]

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ..sampling import Sampling
 
-__all__ = ["roi_align", "roi_align_backward", "roi_pool", "roi_pool_backward"]
+__all__ = ["plan", "roi_align", "roi_align_backward", "roi_pool", "roi_pool_backward", "taps"]
 
 # Bytes of temporaries; a single RoI may need more: an average for each pixel of one plane, a maximum for each sample
 # of a line and channel. Forward,

@@ -1,8 +1,8 @@
 """Arithmetic that rounds as IEEE 754 says, for what decides an index, a level or a pixel.
 
-Triton lowers `/` of float32 to an approximation, and may fuse a product and a sum: kernels where a rounding
-decides are launched with `enable_fp_fusion=False` and use these. Its interpreter rounds correctly either way, so that
-only the machine code shows the difference; a test reads it.
+Triton lowers `/` of float32 to an approximation, and may fuse a product and a sum: kernels where a rounding decides are
+launched with `enable_fp_fusion=False` and use these. Its interpreter rounds correctly either way, so that only the
+machine code shows the difference; a test reads it.
 """
 
 import triton
