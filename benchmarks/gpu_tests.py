@@ -7,7 +7,6 @@ test takes too long; another one goes on behind that test. In these processes th
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -128,10 +127,7 @@ class _Shard:
     def _process(self, deadline: float, longest_test: float) -> tuple[int, str]:
         """Exit status of one process, and that in words."""
         with self.log.open("a") as log:
-            # In a group of its own, so that what a test has started goes with it.
-            process = subprocess.Popen(
-                self.command, cwd=_ROOT, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-            )
+            process = subprocess.Popen(self.command, cwd=_ROOT, stdout=log, stderr=subprocess.STDOUT)
             moved, size = time.monotonic(), self.events.stat().st_size
             while process.poll() is None:
                 time.sleep(_POLL)
@@ -140,7 +136,7 @@ class _Shard:
                     moved, size = now, self.events.stat().st_size
                 in_a_test = any(event["outcome"] == "running" for event in self.tests().values())
                 if now > min(deadline, moved + (longest_test if in_a_test else _LONGEST_PAUSE)):
-                    os.killpg(process.pid, signal.SIGKILL)
+                    process.kill()
                     return process.wait(), f"ended after {now - moved:.0f} s"
         lost = process.returncode == _LOST
         return process.returncode, "lost the device" if lost else f"the process ended with {process.returncode}"

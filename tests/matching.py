@@ -84,5 +84,6 @@ def same(a: Any, b: Any) -> bool:
         and np.array_equal(a.boxes, b.boxes)
         and np.array_equal(a.scores, b.scores)
         and np.array_equal(a.labels, b.labels)
-        and a.rle() == b.rle()
+        and a.has_masks == b.has_masks
+        and (not a.has_masks or a.rle() == b.rle())
     )

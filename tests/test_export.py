@@ -209,22 +209,14 @@ def test_it_equals_the_predictor(small: Path) -> None:
     assert len(report.checks) > 4
 
 
-@pytest.mark.parametrize(
-    ("name", "static"),
-    [
-        ("C4", (2, 128, 160)),
-        ("DC5", None),
-        ("group norms", None),
-        ("group norms", (2, 128, 160)),
-        ("softmax masks", None),
-    ],
-)
+@pytest.mark.parametrize("name", ["C4", "DC5", "group norms", "softmax masks"])
+@pytest.mark.parametrize("static", [None, (2, 128, 160)])
 def test_other_kinds_of_models_equal_the_predictor(
-    name: str, static: tuple[int, int, int] | None, tmp_path: Path, np_rng: np.random.Generator
+    name: str, static: tuple[int, int, int] | None, tmp_path: Path
 ) -> None:
     model = small_model(VARIANTS[name])
     to_onnx(model, tmp_path / "x.onnx", static=static)
-    report = verify(tmp_path / "x.onnx", model, [noise(np_rng, 97, 140)], threads=1, tolerance=RANDOM)
+    report = verify(tmp_path / "x.onnx", model, threads=1, tolerance=RANDOM)
     assert report.good, report
 
 

@@ -394,7 +394,8 @@ def test_a_validation_that_cannot_be_evaluated_is_refused_at_once(tmp_path: Path
     lacking = changed(
         data, tmp_path / "lacking.json", lambda content: content["images"][1].update(file_name="gone.png")
     )
-    with pytest.raises(ValueError, match=r"lacking\.json: expected all .*, 1 are missing, such as .*gone\.png"):
+    told = r"lacking\.json: expected all its pictures, 1 are missing, such as .*gone\.png"
+    with pytest.raises(ValueError, match=told):
         trainer(tmp_path / "out", data, validation=lacking)
 
 
